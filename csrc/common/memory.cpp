@@ -1,0 +1,55 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace imagegen {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Workspace {
+  void* p = nullptr;
+  size_t bytes = 0;
+  ~Workspace() { release(p, bytes); }
+};
+
+}  // namespace
+
+void advise_huge(void* p, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < 2 * kHugePage) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + 4095) & ~uintptr_t{4095};
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) & ~uintptr_t{4095};
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+void* allocate(size_t bytes) {
+  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  void* p = nullptr;
+  if (posix_memalign(&p, alignment, bytes ? bytes : 64) != 0) throw std::bad_alloc();
+  advise_huge(p, bytes);
+  return p;
+}
+
+void release(void* p, size_t) {
+  free(p);
+}
+
+void* workspace(size_t bytes) {
+  static thread_local Workspace w;
+  if (bytes > w.bytes) {
+    release(w.p, w.bytes);
+    w.p = nullptr;
+    w.bytes = 0;
+    w.p = allocate(bytes);
+    w.bytes = bytes;
+  }
+  return w.p;
+}
+
+}  // namespace imagegen

@@ -1,0 +1,18 @@
+// Memory on huge pages: a fresh output above 32 MB otherwise costs 12 ms per 33 MB in page faults (2 ms with them),
+// and packed weights on 4 KB pages cost 8 % in TLB misses.
+#pragma once
+#include <cstddef>
+
+namespace imagegen {
+
+// Asks for huge pages under memory somebody else allocated and nobody has touched yet. A hint: never fails.
+void advise_huge(void* p, size_t bytes);
+
+// Uninitialised memory, 64-byte aligned, on huge pages where it is large.
+void* allocate(size_t bytes);
+void release(void* p, size_t bytes);
+
+// This thread's scratch memory: grows, is reused by every kernel, and is freed with the thread.
+void* workspace(size_t bytes);
+
+}  // namespace imagegen

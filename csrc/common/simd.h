@@ -1,0 +1,383 @@
+// Vectors of one register, for kernel files: the compiler's vector extensions, with intrinsics where they do not reach
+// (half precision, bf16 dot products, masked tails, 2^n scaling).
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "activation.h"
+#include "scalar.h"
+
+#define INLINE inline __attribute__((always_inline))
+#define IMAGEGEN_PRAGMA(x) _Pragma(#x)
+#define UNROLL(n) IMAGEGEN_PRAGMA(GCC unroll n)
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+using Bits = typename VectorOf<T>::bits;
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+// The type sums are kept in.
+template <class S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
+template <class T>
+INLINE T min(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+INLINE T max(T a, T b) {
+  return a > b ? a : b;
+}
+INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+INLINE int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
+
+template <class T>
+INLINE Vec<T> broadcast(T s) {
+  return s - Vec<T>{};
+}
+
+template <class To, class From>
+INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// One element, to and from the compute type; round to nearest even.
+INLINE float to_compute(float s) {
+  return s;
+}
+INLINE double to_compute(double s) {
+  return s;
+}
+INLINE float to_compute(bf16 s) {
+  return bit_cast<float>(uint32_t{s.bits} << 16);
+}
+INLINE float to_compute(fp16 s) {
+  const uint32_t sign = uint32_t(s.bits & 0x8000) << 16, rest = s.bits & 0x7fff;
+  if (rest >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // inf, nan
+  // The exponents differ by 112; the multiplication also normalises subnormals.
+  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(rest << 13) * 0x1p112f));
+}
+template <class S>
+INLINE S from_compute(Compute<S> v);
+template <>
+INLINE float from_compute<float>(float v) {
+  return v;
+}
+template <>
+INLINE double from_compute<double>(double v) {
+  return v;
+}
+template <>
+INLINE bf16 from_compute<bf16>(float v) {
+  const uint32_t b = bit_cast<uint32_t>(v);
+  if ((b & 0x7fffffff) > 0x7f800000) return {uint16_t(b >> 16 | 0x40)};  // nan stays nan
+  return {uint16_t((b + 0x7fff + (b >> 16 & 1)) >> 16)};
+}
+template <>
+INLINE fp16 from_compute<fp16>(float v) {
+  const uint32_t b = bit_cast<uint32_t>(v), sign = b >> 16 & 0x8000, rest = b & 0x7fffffff;
+  if (rest > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to 2^16 or more
+  if (rest < 0x38800000) {                                   // subnormal: let the float adder round at 2^-24
+    const uint32_t r = bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - bit_cast<uint32_t>(0.5f);
+    return {uint16_t(sign | r)};
+  }
+  return {uint16_t(sign | (rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13)};
+}
+
+// A vector of elements. load(p, n) reads n < lanes elements and fills with zeros; store(p, v, n) writes n.
+INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+INLINE void store(float* p, Vec<float> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+INLINE void store(double* p, Vec<double> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+INLINE Vec<float> load(const bf16* p) {
+  typedef uint16_t u16 __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t u32 __attribute__((vector_size(kVectorBytes)));
+  u16 h;
+  std::memcpy(&h, p, sizeof(h));
+  return bit_cast<Vec<float>>(__builtin_convertvector(h, u32) << 16);
+}
+INLINE void store(bf16* p, Vec<float> v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &h, sizeof(h));
+#else
+  typedef uint16_t u16 __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t u32 __attribute__((vector_size(kVectorBytes)));
+  const u32 b = bit_cast<u32>(v), rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+  const u32 nan = (u32)((b & 0x7fffffff) > 0x7f800000);
+  const u16 h = __builtin_convertvector((rounded & ~nan) | ((b >> 16 | 0x40) & nan), u16);
+  std::memcpy(p, &h, sizeof(h));
+#endif
+}
+INLINE Vec<float> load(const fp16* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
+  return v;
+#endif
+}
+INLINE void store(fp16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_compute<fp16>(v[i]);
+#endif
+}
+
+template <class S>
+INLINE Vec<Compute<S>> load(const S* p, int64_t n) {
+  constexpr int L = kLanes<Compute<S>>;
+  if (n >= L) return load(p);
+#if defined(__AVX512F__)
+  const __mmask16 m = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (sizeof(S) == 4) return (Vec<Compute<S>>)_mm512_maskz_loadu_ps(m, p);
+  if constexpr (sizeof(S) == 2) {
+    alignas(32) S part[L];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(part), _mm256_maskz_loadu_epi16(m, p));
+    return load(part);
+  }
+#endif
+  S part[L] = {};
+  for (int i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+template <class S>
+INLINE void store(S* p, Vec<Compute<S>> v, int64_t n) {
+  constexpr int L = kLanes<Compute<S>>;
+  if (n >= L) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#endif
+  S part[L];
+  store(part, v);
+  for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+template <class T>
+INLINE Vec<T> select(Bits<T> condition, Vec<T> a, Vec<T> b) {
+  return condition ? a : b;
+}
+template <class T>
+INLINE Vec<T> abs(Vec<T> v) {
+  return select<T>(v < T(0), -v, v);
+}
+template <class T>
+INLINE T sum(Vec<T> v) {
+  T s = 0;
+  for (int i = 0; i < kLanes<T>; ++i) s += v[i];
+  return s;
+}
+
+// e^x, relative error below 2e-7 in float; nan stays nan, overflow saturates near the largest float.
+INLINE Vec<float> exp(Vec<float> x) {
+  x = select<float>(x < -87.3f, broadcast(-87.3f), x);
+  x = select<float>(x > 88.3f, broadcast(88.3f), x);
+#if defined(__AVX512F__)
+  const Vec<float> n = (Vec<float>)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 8);
+#else
+  const Vec<float> n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // 1.5 * 2^23: rounds to an integer
+#endif
+  const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vec<float> p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return p * bit_cast<Vec<float>>((__builtin_convertvector(n, Bits<float>) + 127) << 23);
+#endif
+}
+INLINE Vec<double> exp(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// 1 / x to a few ulp: a 14-bit estimate and one Newton step cost a third of a division.
+INLINE Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+  const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+  return select<float>(abs<float>(x) < 1e37f, r * (2.0f - x * r), 1.0f / x);
+#else
+  return 1.0f / x;
+#endif
+}
+INLINE Vec<double> reciprocal(Vec<double> x) {
+  return 1.0 / x;
+}
+
+template <class T>
+INLINE Vec<T> sigmoid(Vec<T> x) {
+  return reciprocal(T(1) + exp(-x));
+}
+
+INLINE Vec<float> tanh(Vec<float> x) {
+  const Vec<float> a = abs<float>(x), z = x * x;
+  Vec<float> p = broadcast(-5.70498872745e-3f);  // odd polynomial where 1 - 2 / (e^2x + 1) would cancel
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const Vec<float> small = x + x * z * p;
+  const Vec<float> large = 1.0f - 2.0f * reciprocal(exp(2.0f * select<float>(a > 44.0f, broadcast(44.0f), a)) + 1.0f);
+  return select<float>(a < 0.625f, small, select<float>(x < 0.0f, -large, large));
+}
+INLINE Vec<double> tanh(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
+// Absolute error below 2e-7.
+INLINE Vec<float> erf(Vec<float> x) {
+  const Vec<float> a = abs<float>(x), z = x * x;
+  Vec<float> p = broadcast(7.853861353e-5f);
+  p = p * z - 8.010193625e-4f;
+  p = p * z + 5.188327686e-3f;
+  p = p * z - 2.685381194e-2f;
+  p = p * z + 1.128358515e-1f;
+  p = p * z - 3.761262582e-1f;
+  p = p * z + 1.128379166f;
+  const Vec<float> t = reciprocal(1.0f + 0.3275911f * a);  // Abramowitz and Stegun 7.1.26
+  Vec<float> q = broadcast(1.061405429f);
+  q = q * t - 1.453152027f;
+  q = q * t + 1.421413741f;
+  q = q * t - 0.284496736f;
+  q = q * t + 0.254829592f;
+  const Vec<float> large = 1.0f - q * t * exp(-z);
+  return select<float>(a < 1.0f, x * p, select<float>(x < 0.0f, -large, large));
+}
+INLINE Vec<double> erf(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::erf(x[i]);
+  return x;
+}
+
+template <Activation A, class T>
+INLINE Vec<T> activate(Vec<T> x, T alpha = T(kLreluSlope)) {
+  if constexpr (A == Activation::relu) return select<T>(x < T(0), Vec<T>{}, x);
+  if constexpr (A == Activation::lrelu) return select<T>(x < T(0), x * alpha, x);
+  if constexpr (A == Activation::silu) return x * sigmoid<T>(x);
+  if constexpr (A == Activation::gelu) return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752)));
+  if constexpr (A == Activation::tanh) return tanh(x);
+  if constexpr (A == Activation::sigmoid) return sigmoid<T>(x);
+  return x;
+}
+
+// d activate(x) / dx
+template <Activation A, class T>
+INLINE Vec<T> activate_derivative(Vec<T> x, T alpha = T(kLreluSlope)) {
+  const Vec<T> one = broadcast(T(1));
+  if constexpr (A == Activation::relu) return select<T>(x > T(0), one, Vec<T>{});
+  if constexpr (A == Activation::lrelu) return select<T>(x > T(0), one, broadcast(alpha));
+  if constexpr (A == Activation::silu) {
+    const Vec<T> s = sigmoid<T>(x);
+    return s * (one + x * (one - s));
+  }
+  if constexpr (A == Activation::gelu)
+    return T(0.5) * (one + erf(x * T(0.70710678118654752))) + x * T(0.39894228040143268) * exp(T(-0.5) * x * x);
+  if constexpr (A == Activation::tanh) {
+    const Vec<T> t = tanh(x);
+    return one - t * t;
+  }
+  if constexpr (A == Activation::sigmoid) {
+    const Vec<T> s = sigmoid<T>(x);
+    return s * (one - s);
+  }
+  return one;
+}
+
+// Calls f.template operator()<A>() for the activation known at run time.
+template <class F>
+INLINE void dispatch_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::linear: return f.template operator()<Activation::linear>();
+    case Activation::relu: return f.template operator()<Activation::relu>();
+    case Activation::lrelu: return f.template operator()<Activation::lrelu>();
+    case Activation::silu: return f.template operator()<Activation::silu>();
+    case Activation::gelu: return f.template operator()<Activation::gelu>();
+    case Activation::tanh: return f.template operator()<Activation::tanh>();
+    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
+  }
+}
+
+// Calls f.template operator()<S>() for the element type known at run time.
+template <class F>
+INLINE void dispatch_dtype(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::f32: return f.template operator()<float>();
+    case Dtype::bf16: return f.template operator()<bf16>();
+    case Dtype::f16: return f.template operator()<fp16>();
+    // Double is for gradient checks: compiled once, in the baseline, which every caller uses for it.
+    case Dtype::f64:
+      if constexpr (kVectorBytes == 16) return f.template operator()<double>();
+  }
+}
+
+}  // namespace
+}  // namespace imagegen::IMAGEGEN_CAPABILITY

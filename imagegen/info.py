@@ -1,0 +1,40 @@
+"""What is there and what is not, and why."""
+
+import torch
+
+from . import _library, ops
+from .ops import _backend
+
+
+def info(*, verbose=False):
+    """Print each op x backend as ready, or why it is not."""
+    print("\n".join(_lines(verbose)))
+
+
+def _lines(verbose):
+    yield f"imagegen on torch {torch.__version__}"
+    if _library.load_error:
+        yield f"compiled kernels: {_library.load_error}"
+    else:
+        c = _library._C
+        yield f"CPU kernels: {c.cpu_capability()} (this machine has {', '.join(c.cpu_capabilities())})"
+        yield f"CUDA kernels: {c.cuda_architectures() or 'none: nvcc was not found when this was built'}"
+        if verbose:
+            yield f"compiler: {c.compiler()}, for torch {c.torch_target()} and later"
+    if _backend.forced:
+        yield f"IMAGEGEN_BACKEND={_backend.forced} is in force"
+    for op in ops.__all__:
+        yield f"{op}:"
+        for backend in _backend.NAMES:
+            yield f"  {backend:7}{_state(op, backend)}"
+
+
+def _state(op, backend):
+    if backend == "cuda" and not torch.cuda.is_available():
+        device, note = "cuda", "no CUDA device is available to torch"
+    else:
+        device, note = ("cuda" if backend == "cuda" else "cpu"), None
+    if backend == "triton" and torch.cuda.is_available():
+        device = "cuda"
+    reason = _backend.why_not(op, _backend.implementations(op), backend, device)
+    return "; ".join(filter(None, (reason, note))) or "ready"

@@ -1,0 +1,80 @@
+"""Which implementation of an op runs: the one place that decides, with reasons."""
+
+import importlib
+import os
+import warnings
+
+import torch
+
+from .. import _library
+
+NAMES = ("eager", "cpu", "cuda", "triton")
+
+# The order of preference per device; any other device runs eager.
+PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
+
+# For debugging: IMAGEGEN_BACKEND=eager makes every call that names no backend use this one.
+forced = os.environ.get("IMAGEGEN_BACKEND") or None
+
+_warned = set()
+
+
+def choose(op, implementations, backend, x):
+    """The implementation of `op` for x: the one asked for, or the first that is ready on x's device.
+
+    implementations maps backend names to functions of one signature. A backend asked for by name never falls
+    back: it raises with the reason. A fallback to eager where a kernel exists for other installations warns once.
+    """
+    device = x.device.type
+    asked = backend or forced
+    if asked is not None:
+        if asked not in NAMES:
+            raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {asked!r}")
+        reason = why_not(op, implementations, asked, device)
+        if reason is not None:
+            raise RuntimeError(f"{op}: backend {asked!r} can't run here: {reason}")
+        return implementations[asked]
+    for name in PREFERENCE.get(device, ("eager",)):
+        if why_not(op, implementations, name, device) is None:
+            break
+    if name == "eager" and device in PREFERENCE:
+        _warn_once(op, implementations, device)
+    return implementations[name]
+
+
+def why_not(op, implementations, name, device):
+    """None where backend `name` can run `op` on tensors of this device type, else one sentence."""
+    if name == "eager":
+        return None
+    if name not in implementations:
+        return f"{op} has no {name} implementation"
+    if name == "triton":
+        return _why_no_triton(device)
+    if device != name:
+        return f"it takes {name} tensors, x is on {device}"
+    return _library.why_missing(op, name)
+
+
+def _why_no_triton(device):
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed: pip install triton"
+    if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return f"it takes cuda tensors (or cpu tensors under TRITON_INTERPRET=1), x is on {device}"
+
+
+def _warn_once(op, implementations, device):
+    if torch.compiler.is_compiling() or (op, device) in _warned:
+        return
+    _warned.add((op, device))
+    reasons = "; ".join(
+        f"{name}: {why_not(op, implementations, name, device)}" for name in PREFERENCE[device] if name != "eager"
+    )
+    warnings.warn(f"{op} runs in eager PyTorch on {device}, slower than it could: {reasons}", stacklevel=4)
+
+
+def implementations(op):
+    """The table backend name -> function of one op, as its module declares it."""
+    return importlib.import_module(f"{__package__}.{op}")._IMPLEMENTATIONS
