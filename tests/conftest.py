@@ -1,0 +1,47 @@
+"""Fixtures of every test."""
+
+import os
+
+import pytest
+import torch
+
+# Triton's kernels run on CPU tensors where there is no GPU. Triton reads this when a kernel is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from imagegen import _library
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fill uninitialised tensors with NaN, those of C++ empty_like included, so that an unwritten element shows."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=_library._C.cpu_capabilities() if _library._C else ["none"])
+def capability(request):
+    """Run the test under every instruction set of this machine that the CPU kernels were built for."""
+    if _library._C is None:
+        pytest.skip(_library.load_error)
+    before = _library._C.cpu_capability()
+    _library._C.set_cpu_capability(request.param)
+    yield request.param
+    _library._C.set_cpu_capability(before)
+
+
+@pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
+def threads(request):
+    """Run the test on one and on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
