@@ -1,0 +1,9 @@
+"""A progress bar that costs an import only where one is shown."""
+
+from ..data._optional import require
+
+
+def progress_bar(iterable, show, description, **options):
+    if not show:
+        return iterable
+    return require("tqdm", "a progress bar").tqdm(iterable, desc=description, **options)
