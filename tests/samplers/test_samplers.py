@@ -46,7 +46,7 @@ def closed_form_moments(sampler):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 def test_ddim_transports_a_gaussian_as_its_ode_does(prediction):
-    """The probability flow keeps (x_t - alpha_t mean) / std_t, so x_0 is known in closed form; DDIM is of first order."""
+    """The probability flow keeps (x_t - alpha_t mean) / std_t, which gives x_0 in closed form; DDIM is of order 1."""
     noise = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(8, 1, 1, 1)
     exact = MEAN + STD * noise
     errors = [(draw("ddim", steps, noise=noise, prediction=prediction) - exact).abs().max() for steps in (100, 1000)]
@@ -97,7 +97,7 @@ def test_one_step_gives_the_models_own_x0():
 
 def test_zero_snr_samples_with_v_and_is_refused_with_epsilon():
     schedule = Schedule.linear(zero_snr=True)
-    with pytest.raises(ValueError, match="'epsilon' says nothing .* zero SNR"):
+    with pytest.raises(ValueError, match=r"'epsilon' says nothing .* zero SNR"):
         samplers.create("ddim", schedule, steps=5)
     sampler = samplers.create("ddim", schedule, steps=5, prediction="v")
     x = samplers.sample(best_model("v", schedule), sampler, (2, 1, 2, 2))

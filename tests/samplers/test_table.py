@@ -11,7 +11,7 @@ def test_the_table_can_be_inspected_and_printed():
     sampler = samplers.create("ddim", SCHEDULE, steps=4, prediction="v", guidance=2.0, clip=1.0)
     assert sampler.table.shape == (4, 14)
     assert sampler.table.dtype == np.float64
-    assert sampler.columns == tuple("t s' a_x a_m c_x c_0 c_m c_n q_x q_0 q_m slot b_0 b_1".split())
+    assert " ".join(sampler.columns) == "t s' a_x a_m c_x c_0 c_m c_n q_x q_0 q_m slot b_0 b_1"
     assert sampler.timesteps.tolist() == [999, 749, 499, 249]
     assert sampler.init_sigma == 1.0
     lines = str(sampler).splitlines()
