@@ -1,0 +1,285 @@
+// Convolution by fewer products: transform, multiply, combine. An algorithm is a table of coefficients.
+//
+// In one dimension a tile reads kIn inputs, kStep apart from tile to tile and starting at kOffset, and writes kOut
+// outputs:
+//     data    = B x     kData sums of inputs
+//     weights = G w     kWeights sums of the three weights
+//     m[p]    = data[kDataOf[p]] * weights[kWeightOf[p]]     kProducts products, each summed over the input channels
+//     y       = A m
+// In two dimensions every table is applied along rows and along columns.
+#pragma once
+#include <cstdint>
+
+#include "activation.h"
+#include "scalar.h"
+
+namespace imagegen {
+
+// y = act(conv(x) + bias); what the convolution is, the algorithm says.
+struct ProductConvParams {
+  const void* x;
+  int64_t x_stride[4];  // (B, C, H, W), any
+  const void* u;        // weights as pack_weight leaves them
+  const void* bias;     // [cout] or null
+  void* y;              // (B, cout, out_h, out_w), contiguous or channels_last
+  bool y_channels_last;
+  Dtype dtype;
+  Activation activation;
+  int64_t batch, cin, cout, in_h, in_w, out_h, out_w;
+};
+
+// w (cout, cin, 3, 3) of any strides -> [panel of 2 vectors of cout][weight][step of cin][2 vectors]
+struct PackWeightParams {
+  const void* w;
+  int64_t w_stride[4];  // of cout, cin, kernel row, kernel column
+  void* u;
+  Dtype dtype;
+  int64_t cin, cout;
+};
+
+}  // namespace imagegen
+
+#ifdef IMAGEGEN_CAPABILITY
+#include "parallel.h"
+#include "tile_transform.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+template <class T>
+INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
+  if (activation == Activation::linear) return;
+  dispatch_activation(activation, [&]<Activation A>() {
+    for (int i = 0; i < n; ++i) y[i] = activate<A, T>(y[i]);
+  });
+}
+
+template <class Alg, class S>
+class ProductConv {
+  using E = typename DotOf<S>::type;
+  using T = typename E::T;
+  static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L, kChunk = L * E::kPair;
+  static constexpr int kIn = Alg::kIn, kOut = Alg::kOut, kData = Alg::kData, kProducts = Alg::kProducts;
+  static constexpr int kWeights = Alg::kWeights;
+  // 48 tiles share each panel of weights while it is in cache; their transforms are then as large as it can be.
+  static constexpr int64_t kTiles = 48;
+
+  using Transform = TileTransform<Alg, E, S>;
+
+  const ProductConvParams& p;
+  const TileGrid grid;
+  const ImageView image;
+  const int64_t tiles, steps, panels;
+
+ public:
+  explicit ProductConv(const ProductConvParams& p)
+      : p(p),
+        grid{ceil_div(p.out_h, kOut), ceil_div(p.out_w, kOut)},
+        image{p.x, {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]}, p.cin, p.in_h, p.in_w},
+        tiles(p.batch * grid.rows * grid.cols),
+        steps(ceil_div(p.cin, E::kPair)),
+        panels(ceil_div(p.cout, kPanel)) {}
+
+  static int64_t packed_elements(int64_t cin, int64_t cout) {
+    return ceil_div(cout, kPanel) * kPanel * kWeights * kWeights * ceil_div(cin, E::kPair);
+  }
+
+  // Threads share the tiles, or the output channels where the weights are the larger part to read.
+  void run() const {
+    const int64_t threads = num_threads();
+    const bool share_channels = panels >= threads && packed_elements(p.cin, p.cout) > tiles * kData * kData * steps;
+    const int64_t shares = share_channels ? threads : 1;
+    const int64_t rounds = ceil_div(tiles, kTiles * (share_channels ? 1 : threads));
+    const int64_t block = ceil_div(tiles, rounds * (share_channels ? 1 : threads)), blocks = ceil_div(tiles, block);
+    parallel_for(shares * blocks, 1, [&](int64_t begin, int64_t end) {
+      const Scratch scratch(*this, block);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t share = item / blocks, first = item % blocks * block;
+        run_block(scratch, first, min(block, tiles - first), share * panels / shares, (share + 1) * panels / shares);
+      }
+    });
+  }
+
+ private:
+  // One thread's memory for a block of tiles.
+  struct Scratch {
+    int64_t group_stride, plane_stride, product_stride;
+    T* data;      // [kData * kData][group][chunk][kRows][L]
+    T* products;  // [kProducts * kProducts][tile][kPanel]
+    T* outputs;   // [kOut rows][column][kPanel]: planar output before it is turned
+    void* transform;
+
+    Scratch(const ProductConv& c, int64_t block) {
+      group_stride = round_up(c.steps, L) * kRows;
+      plane_stride = group_stride * RowGroups(block).count + L;  // + L: no two planes in the same cache set
+      product_stride = block * kPanel;
+      const int64_t n_data = plane_stride * kData * kData, n_products = product_stride * kProducts * kProducts;
+      const int64_t n_outputs = kOut * kOut * block * kPanel;
+      data = static_cast<T*>(
+          workspace((n_data + n_products + n_outputs) * sizeof(T) + Transform::scratch_bytes(c.p.cin, block)));
+      products = data + n_data;
+      outputs = products + n_products;
+      transform = outputs + n_outputs;
+    }
+  };
+
+  void run_block(const Scratch& s, int64_t first, int64_t n, int64_t panel_begin, int64_t panel_end) const {
+    const RowGroups groups(n);
+    const auto data = [&](int64_t t) {
+      const int64_t g = groups.of(t);
+      return s.data + g * s.group_stride + (t - groups.first(g)) * L;
+    };
+    Transform(image, grid, s.transform, n).run(first, n, data, kRows * L, s.plane_stride);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const int64_t channels = min<int64_t>(kPanel, p.cout - panel * kPanel);
+      channels > L ? multiply_panel<2>(s, groups, panel) : multiply_panel<1>(s, groups, panel);
+      combine_panel(s, first, n, panel * kPanel, channels);
+    }
+  }
+
+  // ---- multiply
+
+  template <int V>
+  void multiply_panel(const Scratch& s, const RowGroups& groups, int64_t panel) const {
+    const int64_t weight_stride = steps * V * L;
+    const T* u = static_cast<const T*>(p.u) + panel * kPanel * kWeights * kWeights * steps;
+    const int lines = prefetch_lines(groups.count);
+    for (int product = 0; product < kProducts * kProducts; ++product) {
+      const int i = product / kProducts, j = product % kProducts;
+      const T* weight = u + (Alg::kWeightOf[i] * kWeights + Alg::kWeightOf[j]) * weight_stride;
+      const T* data = s.data + (Alg::kDataOf[i] * kData + Alg::kDataOf[j]) * s.plane_stride;
+      for (int64_t g = 0; g < groups.count; ++g) {
+        const Prefetch<T> prefetch{weight + weight_stride + g * lines * (steps / L) * (64 / int64_t{sizeof(T)}), lines};
+        multiply_for_rows<E, V>(groups.rows(g))(data + g * s.group_stride, weight, steps,
+                                                s.products + product * s.product_stride + groups.first(g) * kPanel,
+                                                prefetch);
+      }
+    }
+  }
+
+  // The groups together fetch the next weight while they use this one, if the weights do not fit in cache anyway.
+  int prefetch_lines(int64_t groups) const {
+    constexpr int64_t kCache = 512 << 10;
+    if (packed_elements(p.cin, p.cout) * int64_t{sizeof(T)} < kCache) return 0;
+    return ceil_div(kPanel * L * sizeof(T) / 64, groups);
+  }
+
+  // ---- combine
+
+  void combine_panel(const Scratch& s, int64_t first, int64_t n, int64_t c0, int64_t channels) const {
+    Vec<T> bias[kPanelVectors] = {};
+    for (int v = 0; p.bias && v * L < channels; ++v)
+      bias[v] = load(static_cast<const S*>(p.bias) + c0 + v * L, channels - v * L);
+    int64_t run = 0, length = 0;
+    for (int64_t t = 0; t < n; ++t) {
+      const TileGrid::Tile at = grid.tile(first + t);
+      if (t == run + length) run = t, length = min(n - t, grid.cols - at.col);
+      for (int v = 0; v * L < channels; ++v) {
+        Vec<T> y[kOut * kOut];
+        combine_tile(s.products + t * kPanel + v * L, s.product_stride, bias[v], y);
+        activate_all<T>(p.activation, y, kOut * kOut);
+        if (p.y_channels_last)
+          store_pixels(at, c0 + v * L, channels - v * L, y);
+        else
+          for (int i = 0; i < kOut; ++i)
+            for (int j = 0; j < kOut; ++j)
+              store(s.outputs + ((i * length + t - run) * kOut + j) * kPanel + v * L, y[i * kOut + j]);
+      }
+      if (!p.y_channels_last && t + 1 == run + length) store_rows(s, grid.tile(first + run), length, c0, channels);
+    }
+  }
+
+  static INLINE void combine_tile(const T* m, int64_t product_stride, Vec<T> bias, Vec<T>* y) {
+    Vec<T> columns[kOut][kProducts];
+    UNROLL(6) for (int q = 0; q < kProducts; ++q) {
+      Vec<T> c[kProducts];
+      UNROLL(6) for (int i = 0; i < kProducts; ++i) c[i] = load(m + (i * kProducts + q) * product_stride);
+      UNROLL(6) for (int i = 0; i < kOut; ++i) columns[i][q] = weighted_sum<T>(Alg::kA[i], c);
+    }
+    UNROLL(6)
+    for (int i = 0; i < kOut; ++i) UNROLL(6) for (int j = 0; j < kOut; ++j) y[i * kOut + j] =
+        weighted_sum<T>(Alg::kA[j], columns[i]) + bias;
+  }
+
+  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, const Vec<T>* y) const {
+    const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
+    S* out = static_cast<S*>(p.y) + ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
+    const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
+    if (rows == kOut && cols == kOut && channels >= L) {
+      UNROLL(4)
+      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j)
+          store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j]);
+      return;
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < cols; ++j) store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j], channels);
+  }
+
+  // A run of tiles in one row of tiles, turned into rows of pixels.
+  void store_rows(const Scratch& s, const TileGrid::Tile& at, int64_t length, int64_t c0, int64_t channels) const {
+    const int64_t h0 = at.row * kOut, w0 = at.col * kOut, width = min(length * kOut, p.out_w - w0);
+    for (int64_t i = 0; i < kOut && h0 + i < p.out_h; ++i)
+      for (int64_t v = 0; v * L < channels; ++v)
+        for (int64_t w = 0; w < width; w += L) {
+          Vec<T> r[L];
+          for (int k = 0; k < L; ++k)
+            r[k] = w + k < width ? load(s.outputs + (i * length * kOut + w + k) * kPanel + v * L) : Vec<T>{};
+          transpose<T>(r);
+          for (int k = 0; k < min<int64_t>(L, channels - v * L); ++k) {
+            const int64_t c = c0 + v * L + k;
+            S* out = static_cast<S*>(p.y) + ((at.b * p.cout + c) * p.out_h + h0 + i) * p.out_w + w0 + w;
+            store(out, r[k], width - w);
+          }
+        }
+  }
+};
+
+// G w G^T for every pair of channels: float sums, rounded once to what the products take.
+template <class Alg, class S>
+void pack_weight(const PackWeightParams& p) {
+  using E = typename DotOf<S>::type;
+  using T = typename E::T;
+  constexpr int L = kLanes<T>, kWeights = Alg::kWeights;
+  const int64_t steps = ceil_div(p.cin, E::kPair), panels = ceil_div(p.cout, kPanelVectors * L);
+  parallel_for(panels * steps, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t panel = item / steps, step = item % steps, c0 = panel * kPanelVectors * L;
+      const int vectors = p.cout - c0 > L ? 2 : 1;
+      T* u = static_cast<T*>(p.u) + panel * kPanelVectors * L * kWeights * kWeights * steps + step * vectors * L;
+      for (int v = 0; v < vectors; ++v) {
+        Vec<T> f[E::kPair][kWeights][kWeights];
+        for (int e = 0; e < E::kPair; ++e) {
+          const int64_t ci = step * E::kPair + e;
+          T w[9][L] = {};
+          const S* source = static_cast<const S*>(p.w) + ci * p.w_stride[1];
+          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k)
+            UNROLL(9)
+            for (int tap = 0; tap < 9; ++tap) w[tap][k] = to_compute(
+                source[(c0 + v * L + k) * p.w_stride[0] + tap / 3 * p.w_stride[2] + tap % 3 * p.w_stride[3]]);
+          Vec<T> columns[kWeights][3];
+          UNROLL(3) for (int j = 0; j < 3; ++j) {
+            const Vec<T> x[3] = {load(w[j]), load(w[3 + j]), load(w[6 + j])};
+            UNROLL(6) for (int i = 0; i < kWeights; ++i) columns[i][j] = weighted_sum<T>(Alg::kG[i], x);
+          }
+          UNROLL(6)
+          for (int i = 0; i < kWeights; ++i) UNROLL(6) for (int j = 0; j < kWeights; ++j) f[e][i][j] =
+              weighted_sum<T>(Alg::kG[j], columns[i]);
+        }
+        for (int i = 0; i < kWeights; ++i)
+          for (int j = 0; j < kWeights; ++j) {
+            T* to = u + (i * kWeights + j) * steps * vectors * L + v * L;
+            if constexpr (E::kPair == 1) store(to, f[0][i][j]);
+            if constexpr (E::kPair == 2)  // a lane holds the same output channel of two input channels
+              for (int k = 0; k < L; ++k) {
+                const bf16 pair[2] = {from_compute<bf16>(f[0][i][j][k]), from_compute<bf16>(f[1][i][j][k])};
+                std::memcpy(to + k, pair, sizeof(pair));
+              }
+          }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
+#endif

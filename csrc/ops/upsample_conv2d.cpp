@@ -1,0 +1,8 @@
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(imagegen, m) {
+  m.def("upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  // The gradients of x and weight for activation "linear".
+  m.def("upsample_conv2d_backward_input(Tensor grad, Tensor weight) -> Tensor");
+  m.def("upsample_conv2d_backward_weight(Tensor grad, Tensor x) -> Tensor");
+}
