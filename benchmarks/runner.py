@@ -1,0 +1,135 @@
+"""Runs cases: verify every provider, time those that ran, compare those that passed."""
+
+import torch
+
+from . import contestant, environment, memory, roofline, suite, timing
+
+FORMAT = 1
+
+
+def run(cases, on_case, *, device="cpu", threads=(1,), seconds=0.5, skip=(), with_memory=True):
+    """Everything measured, ready for JSON; on_case sees the rows of each case as they come.
+
+    Memory is measured at the first number of threads. The roofline is measured before and after, and the better one
+    counts.
+    """
+    roofs = {n: roofline.measure(device, n) for n in threads}
+    result = {
+        "format": FORMAT,
+        "environment": environment.describe(device),
+        "options": {"device": device, "threads": list(threads), "seconds": seconds, "skip": list(skip)},
+        "roofline": {str(n): roof for n, roof in roofs.items()},
+        "notes": {},
+        "rows": [],
+    }
+    for case in cases:
+        result["notes"][case.op] = suite.load(case.suite, case.op).NOTE
+        rows = run_case(case, seconds=seconds, skip=skip, with_memory=with_memory and case.threads == threads[0])
+        place_under_roof(rows, result["roofline"])
+        result["rows"] += rows
+        on_case(result, rows)
+    result["roofline"] = {str(n): roofline.higher(roof, roofline.measure(device, n)) for n, roof in roofs.items()}
+    place_under_roof(result["rows"], result["roofline"])
+    return result
+
+
+def place_under_roof(rows, roofs):
+    """Fill in the share of the roofline of the rows that have a time."""
+    for row in rows:
+        if "median_ms" in row:
+            roof, seconds = roofs[str(row["threads"])], row["median_ms"] / 1e3
+            share, bound = roofline.fraction(roof, row["dtype"], row["flop_made"], row["bytes"], seconds)
+            row["roofline_fraction"], row["bound"] = _short(share), bound
+
+
+def run_case(case, *, seconds, skip=(), with_memory=True):
+    """One row for every provider in every layout."""
+    torch.set_num_threads(case.threads)
+    bench = suite.load(case.suite, case.op)
+    names = [name for name in provider_names(bench) if name not in skip]
+    if "compile" in names:
+        _forget_compiled()
+    contestants = contestant.line_up(bench, case, names)
+    verify(contestants)
+    measured = [c for c in contestants if c.failure is None]
+    times = timing.interleave(measured, seconds, measure=timing.stopwatch(case.device))
+    times = dict(zip(measured, times, strict=True))
+    rows = [{**_row(c, times.get(c)), "speedup": speedups(c, times)} for c in contestants]
+    if with_memory and case.direction == "forward":
+        for row in rows:
+            row["extra_bytes"] = memory.peak_extra(case, row["provider"], row["layout"])
+    return rows
+
+
+def provider_names(bench):
+    """imagegen, eager, compile, then the peers."""
+    own = list(bench.PROVIDERS)
+    return [*own[:2], "compile", *own[2:]]
+
+
+def _forget_compiled():
+    """Inductor bakes the thread count in, and dynamo goes over to dynamic shapes at the second one it meets."""
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # no pool of compilers beside the timings
+    torch._dynamo.reset()
+
+
+def verify(contestants):
+    eager = {}
+    for c in contestants:
+        c.check()
+        if c.name == "eager":
+            eager[c.layout] = c
+    for c in contestants:
+        c.judge(eager[c.layout])
+
+
+def speedups(ours, times):
+    """How many times faster than each other provider in its better layout; nothing unless both passed their check."""
+    if not ours.passed:
+        return {}
+    found = {}
+    for name in dict.fromkeys(c.name for c in times if c.name != ours.name):
+        rivals = [c for c in times if c.name == name and c.passed]
+        if rivals:
+            best = min(rivals, key=lambda c: timing.median(times[c]))
+            found[name] = {"ratio": _short(timing.ratio(times[best], times[ours])), "layout": best.layout}
+    return found
+
+
+def _row(c, times):
+    case, bench = c.case, c.bench
+    passes = 1 if case.direction == "forward" else 3
+    row = {
+        "suite": case.suite,
+        "op": case.op,
+        "shape": list(case.shape),
+        "label": bench.label(case.shape),
+        "dtype": case.dtype,
+        "layout": c.layout,
+        "direction": case.direction,
+        "threads": case.threads,
+        "device": case.device,
+        "provider": c.name,
+        "passed": c.passed,
+        "error": _short(max(c.errors.values(), default=None)),
+        "errors": {name: _short(error) for name, error in c.errors.items()},
+        "failure": c.failure,
+        "flop": passes * bench.flops(case.shape),
+        "flop_made": passes * bench.flops_made(case.shape, c.name),
+        "bytes": bench.bytes_moved(case.shape, suite.DTYPES[case.dtype].itemsize, case.direction),
+        "extra_bytes": None,
+    }
+    if times:
+        seconds = timing.median(times)
+        row["median_ms"] = _short(1e3 * seconds)
+        row["p20_ms"], row["p80_ms"] = (_short(1e3 * timing.quantile(times, q)) for q in (0.2, 0.8))
+        row["rounds"] = len(times)
+        row["first_call_s"] = _short(c.first_call_s)
+    return row
+
+
+def _short(value):
+    """Four digits are more than the machine repeats."""
+    return None if value is None else float(f"{value:.4g}")
