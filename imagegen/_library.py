@@ -6,62 +6,78 @@ try:
     from . import _C
 except ImportError as error:
     _C = None
-    load_error = f"the compiled kernels are not there ({error}); reinstall with a C++ compiler at hand: pip install --no-cache-dir imagegen"
+    load_error = (
+        f"the compiled kernels are not there ({error}); reinstall with a C++ compiler at hand: "
+        "pip install --no-cache-dir imagegen"
+    )
 else:
     load_error = None
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
+# The operators with a compiled kernel. Asked for once: torch.compile can trace a lookup, not the question.
+_compiled = {
+    backend: {n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("imagegen::")}
+    for backend, key in _DISPATCH_KEYS.items()
+}
+
 
 def op(name):
-    """torch.ops.imagegen.<name>, or None where this build has no such operator."""
-    return getattr(torch.ops.imagegen, name, None) if load_error is None else None
+    """The operator torch.ops.imagegen.<name>, or None where it is not defined."""
+    packet = getattr(torch.ops.imagegen, name, None)
+    return packet and packet.default
 
 
 def why_missing(name, backend):
     """None where the operator `name` has a compiled kernel for `backend`, else the reason it has not."""
     if load_error is not None:
         return load_error
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"imagegen::{name}", _DISPATCH_KEYS[backend]):
+    if f"imagegen::{name}" in _compiled[backend]:
         return None
     if backend == "cuda" and not _C.cuda_architectures():
         return "this build has no CUDA kernels: nvcc was not found when it was compiled"
     return f"{name} has no {backend} kernel yet"
 
 
-def register(name, *, fake, setup_context, backward, autocast=()):
-    """Attach the Python side of a compiled operator; nothing to do where the library is missing.
+def define(schema, function):
+    """Define an operator that a Python function runs: the Triton twin of a compiled one.
+
+    Its kernels for CPU and CUDA are the same: Triton's interpreter takes CPU tensors.
+    """
+    name = schema.partition("(")[0]
+    _python_side.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in _DISPATCH_KEYS.values():
+        _python_side.impl(name, function, key)
+
+
+def register(name, *, fake, setup_context=None, backward=None, autocast=()):
+    """Attach fake kernel, gradient and autocast to the operator `name`; nothing to do where it is not defined.
 
     fake, setup_context and backward are what torch.library takes. autocast lists the positions of the tensors
     to be cast to autocast's dtype on the way in.
     """
     if op(name) is None:
         return
-    attach(f"imagegen::{name}", fake=fake, setup_context=setup_context, backward=backward)
-    if autocast:
-        for device in ("cpu", "cuda"):
-            _python_side.impl(name, _autocast_kernel(name, device, autocast), f"Autocast{_DISPATCH_KEYS[device]}")
-
-
-def attach(qualified_name, *, fake, setup_context, backward):
-    """Fake kernel and gradient of one operator, compiled or Triton."""
-    torch.library.register_fake(qualified_name, fake)
+    torch.library.register_fake(f"imagegen::{name}", fake)
     if backward is not None:
-        torch.library.register_autograd(qualified_name, backward, setup_context=setup_context)
+        torch.library.register_autograd(f"imagegen::{name}", backward, setup_context=setup_context)
+    if autocast:
+        for device, key in _DISPATCH_KEYS.items():
+            _python_side.impl(name, _autocast_kernel(name, device, autocast), f"Autocast{key}")
 
 
 def _autocast_kernel(name, device, positions):
-    overload = getattr(torch.ops.imagegen, name).default
-
     def cast_and_run(*args):
         dtype = torch.get_autocast_dtype(device)
-        args = [
-            a.to(dtype) if i in positions and a is not None and a.is_floating_point() else a for i, a in enumerate(args)
-        ]
+        args = [a.to(dtype) if i in positions and _castable(a) else a for i, a in enumerate(args)]
         with torch.autocast(device, enabled=False):
-            return overload(*args)
+            return op(name)(*args)
 
     return cast_and_run
+
+
+def _castable(t):
+    return t is not None and t.is_floating_point() and t.dtype != torch.float64  # torch's own rule
 
 
 _python_side = torch.library.Library("imagegen", "FRAGMENT")

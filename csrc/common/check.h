@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "activation.h"
 #include "scalar.h"
@@ -16,10 +17,20 @@ namespace imagegen {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string shape_string(const Tensor& t) {
+inline std::string shape_string(const std::vector<int64_t>& sizes) {
   std::string s = "(";
-  for (int64_t d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
-  return s + (t.dim() == 1 ? ",)" : ")");
+  for (size_t d = 0; d < sizes.size(); ++d) s.append(d ? ", " : "").append(std::to_string(sizes[d]));
+  return s.append(sizes.size() == 1 ? ",)" : ")");
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (int64_t d = 0; d < t.dim(); ++d) sizes[d] = t.size(d);
+  return sizes;
+}
+
+inline std::string shape_string(const Tensor& t) {
+  return shape_string(shape_of(t));
 }
 
 inline std::string dtype_string(ScalarType type) {
@@ -30,6 +41,12 @@ inline std::string dtype_string(ScalarType type) {
     case ScalarType::Half: return "torch.float16";
     case ScalarType::Int: return "torch.int32";
     case ScalarType::Long: return "torch.int64";
+    case ScalarType::Short: return "torch.int16";
+    case ScalarType::Char: return "torch.int8";
+    case ScalarType::Byte: return "torch.uint8";
+    case ScalarType::Bool: return "torch.bool";
+    case ScalarType::ComplexFloat: return "torch.complex64";
+    case ScalarType::ComplexDouble: return "torch.complex128";
     default: return "another dtype";
   }
 }
@@ -49,6 +66,21 @@ inline Dtype check_dtype(const char* op, const char* argument, const Tensor& t) 
 inline void check_same_dtype(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
   IMAGEGEN_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
                  dtype_string(x.scalar_type()), ", got ", dtype_string(t.scalar_type()));
+}
+
+inline std::string device_string(const Tensor& t) {
+  return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
+}
+
+inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
+  IMAGEGEN_CHECK(t.device() == x.device(), op, ": ", argument, " must be on x's device ", device_string(x), ", got ",
+                 device_string(t));
+}
+
+inline void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& shape,
+                        const Tensor& x) {
+  IMAGEGEN_CHECK(shape_of(t) == shape, op, ": ", argument, " must have shape ", shape_string(shape), " to match x ",
+                 shape_string(x), ", got ", shape_string(t));
 }
 
 inline Activation check_activation(const char* op, const char* argument, const std::string& name) {

@@ -320,54 +320,6 @@ INLINE Vec<double> erf(Vec<double> x) {
   return x;
 }
 
-template <Activation A, class T>
-INLINE Vec<T> activate(Vec<T> x, T alpha = T(kLreluSlope)) {
-  if constexpr (A == Activation::relu) return select<T>(x < T(0), Vec<T>{}, x);
-  if constexpr (A == Activation::lrelu) return select<T>(x < T(0), x * alpha, x);
-  if constexpr (A == Activation::silu) return x * sigmoid<T>(x);
-  if constexpr (A == Activation::gelu) return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752)));
-  if constexpr (A == Activation::tanh) return tanh(x);
-  if constexpr (A == Activation::sigmoid) return sigmoid<T>(x);
-  return x;
-}
-
-// d activate(x) / dx
-template <Activation A, class T>
-INLINE Vec<T> activate_derivative(Vec<T> x, T alpha = T(kLreluSlope)) {
-  const Vec<T> one = broadcast(T(1));
-  if constexpr (A == Activation::relu) return select<T>(x > T(0), one, Vec<T>{});
-  if constexpr (A == Activation::lrelu) return select<T>(x > T(0), one, broadcast(alpha));
-  if constexpr (A == Activation::silu) {
-    const Vec<T> s = sigmoid<T>(x);
-    return s * (one + x * (one - s));
-  }
-  if constexpr (A == Activation::gelu)
-    return T(0.5) * (one + erf(x * T(0.70710678118654752))) + x * T(0.39894228040143268) * exp(T(-0.5) * x * x);
-  if constexpr (A == Activation::tanh) {
-    const Vec<T> t = tanh(x);
-    return one - t * t;
-  }
-  if constexpr (A == Activation::sigmoid) {
-    const Vec<T> s = sigmoid<T>(x);
-    return s * (one - s);
-  }
-  return one;
-}
-
-// Calls f.template operator()<A>() for the activation known at run time.
-template <class F>
-INLINE void dispatch_activation(Activation activation, const F& f) {
-  switch (activation) {
-    case Activation::linear: return f.template operator()<Activation::linear>();
-    case Activation::relu: return f.template operator()<Activation::relu>();
-    case Activation::lrelu: return f.template operator()<Activation::lrelu>();
-    case Activation::silu: return f.template operator()<Activation::silu>();
-    case Activation::gelu: return f.template operator()<Activation::gelu>();
-    case Activation::tanh: return f.template operator()<Activation::tanh>();
-    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
-  }
-}
-
 // Calls f.template operator()<S>() for the element type known at run time.
 template <class F>
 INLINE void dispatch_dtype(Dtype dtype, const F& f) {
@@ -383,3 +335,5 @@ INLINE void dispatch_dtype(Dtype dtype, const F& f) {
 
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY
+
+#include "activate.h"  // needs the functions above

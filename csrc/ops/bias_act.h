@@ -47,14 +47,14 @@ inline BiasActParams bias_act_params(const Tensor& x, const std::optional<Tensor
                  dim);
   dim = dim < 0 ? dim + x.dim() : dim;
   if (b) {
+    check_same_device("bias_act", "b", *b, x);
     check_same_dtype("bias_act", "b", *b, x);
-    IMAGEGEN_CHECK(b->dim() == 1 && b->size(0) == x.size(dim), "bias_act: b must have shape (", x.size(dim),
-                   ",) to match x ", shape_string(x), ", got ", shape_string(*b));
+    check_shape("bias_act", "b", *b, {x.size(dim)}, x);
   }
   if (grad) {
+    check_same_device("bias_act", "grad", *grad, x);
     check_same_dtype("bias_act", "grad", *grad, x);
-    IMAGEGEN_CHECK(shape_string(*grad) == shape_string(x), "bias_act: grad must have x's shape ", shape_string(x),
-                   ", got ", shape_string(*grad));
+    check_shape("bias_act", "grad", *grad, shape_of(x), x);
   }
   p.act = check_activation("bias_act", "act", act);
   IMAGEGEN_CHECK(!clamp || *clamp >= 0, "bias_act: clamp must be at least 0, got ", *clamp);

@@ -1,6 +1,7 @@
 """Which implementation of an op runs: the one place that decides, with reasons."""
 
 import importlib
+import importlib.util
 import os
 import warnings
 
@@ -15,6 +16,8 @@ PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 
 # For debugging: IMAGEGEN_BACKEND=eager makes every call that names no backend use this one.
 forced = os.environ.get("IMAGEGEN_BACKEND") or None
+
+_triton_is_installed = importlib.util.find_spec("triton") is not None  # found, not imported: that takes a second
 
 _warned = set()
 
@@ -56,9 +59,7 @@ def why_not(op, implementations, name, device):
 
 
 def _why_no_triton(device):
-    try:
-        import triton  # noqa: F401
-    except ImportError:
+    if not _triton_is_installed:
         return "triton is not installed: pip install triton"
     if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return None

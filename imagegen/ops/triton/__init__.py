@@ -1,0 +1,1 @@
+"""Triton kernels, one file per op; each is imported when it first runs."""
