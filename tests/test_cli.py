@@ -29,6 +29,7 @@ def test_a_run_can_be_resumed_longer(tmp_path):
 
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(cli.DEMO, "model", {"width": 8, "multipliers": [1, 2]})
     assert cli.main(["demo", "--steps", "1"]) == 0
     assert (tmp_path / "out" / "demo.png").exists()
     assert "python -m benchmarks run --suite ops" in capsys.readouterr().out

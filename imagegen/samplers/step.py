@@ -10,15 +10,19 @@ def step(x, model_output, row, *, uncond_output=None, guidance=None, slots=(), n
         x: the state (B, …), float32 or float64 whatever the model computes in.
         model_output: the model's output, of x's shape; conditional where guided.
         row: float64 array (14 + slots,).
-        uncond_output, guidance: the unconditional output and the weight g, a number or a tensor (B,).
+        uncond_output, guidance: the unconditional output and the weight g, a number or a tensor (B,); or neither.
         slots: the stored tensors, read where the row's c_hk is not 0.
         noise: unit normal of x's shape, needed where the row's c_n is not 0.
         clip: bound on |x_0|, or None.
 
     Returns: (x', the tensor to store in slot row["slot"] or None, the next model input s' x').
-    Raises: ValueError where the row reads a tensor that is missing.
+    Raises: ValueError where a tensor that the row reads is missing.
     """
     _t, s, a_x, a_m, c_x, c_0, c_m, c_n, *c_h, q_x, q_0, q_m, slot, _b_0, _b_1 = row.tolist()
+    if len(slots) != len(c_h):
+        raise ValueError(f"step: the row has {len(c_h)} slots, got {len(slots)}")
+    if (uncond_output is None) != (guidance is None):
+        raise ValueError("step: uncond_output and guidance go together, only one was given")
     m = model_output.to(x.dtype)
     if uncond_output is not None:
         m = _guide(m, uncond_output.to(x.dtype), guidance)

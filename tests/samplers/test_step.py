@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from imagegen.samplers import step
+from imagegen.samplers.table import columns
 
 X, M, NOISE, H0, H1 = (torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(i)) for i in range(5))
 NAN = torch.full_like(X, float("nan"))
 
 
 def row(slots=0, **values):
-    from imagegen.samplers.table import columns
-
     return np.array([values.get(name, -1.0 if name == "slot" else 0.0) for name in columns(slots)])
 
 
@@ -51,3 +50,10 @@ def test_the_state_keeps_its_dtype():
 def test_a_missing_tensor_is_named(column, tensor):
     with pytest.raises(ValueError, match=f"step: the row reads {tensor}"):
         step(X, M, row(1, **{column: 1.0}), slots=(None,))
+
+
+def test_arguments_that_clash_are_named():
+    with pytest.raises(ValueError, match="the row has 2 slots, got 1"):
+        step(X, M, row(2), slots=(H0,))
+    with pytest.raises(ValueError, match="uncond_output and guidance go together"):
+        step(X, M, row(), guidance=2.0)

@@ -1,16 +1,17 @@
-"""Two processes under torchrun train the model that one process trains on the same batches' gradients."""
+"""Two processes under torchrun train one model."""
 
 import subprocess
 import sys
 
-import torch
 from safetensors.torch import load_file
 
 SCRIPT = """
-import sys
+import os, sys
 from imagegen import train
 recipe = train.Recipe("diffusion", steps=3, batch_size=8, model={"width": 8, "multipliers": [1, 2]})
-train.train(recipe, sys.argv[1], device="cpu", tensorboard=False, progress=False)
+model = train.train(recipe, sys.argv[1], device="cpu", tensorboard=False, progress=False)
+with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+    file.write(str([parameter.sum().item() for parameter in model.parameters()]))
 """
 
 
@@ -28,7 +29,5 @@ def test_torchrun(tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    tensors = load_file(tmp_path / "run" / "checkpoint.safetensors")
-    assert tensors["step"] == 3
-    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
-    assert torch.any(tensors["model.unet.stem.weight"] != tensors["ema.unet.stem.weight"])
+    assert (tmp_path / "run0").read_text() == (tmp_path / "run1").read_text()
+    assert load_file(tmp_path / "run" / "checkpoint.safetensors")["step"] == 3
