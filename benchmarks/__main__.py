@@ -14,8 +14,13 @@ def main(arguments=None):
 
 
 def run(options):
+    import torch
+
     from . import runner
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: no CUDA device is available to torch")
+        return 1
     threads = _threads(options)
     suites = [options.suite] if options.suite else suite.SUITES
     chosen = list(
@@ -101,7 +106,9 @@ def _parser():
     command.add_argument("--out", help="write a JSON file")
     command.add_argument("--seconds", type=float, help="time spent on one row (default 0.5; quick 0.2)")
     command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    command.add_argument("--no-memory", action="store_true", help="leave out the peak memory: a process per row")
+    command.add_argument(
+        "--no-memory", action="store_true", help="leave out the peak memory, which takes a process per row"
+    )
     command.add_argument("--quick", action="store_true", help="small shapes, float32, imagegen and eager only")
 
     command = commands.add_parser("report", help="Markdown and PNG beside each file")
