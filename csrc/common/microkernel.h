@@ -31,21 +31,18 @@ struct Bf16Dot {
     return (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)u, (__m512bh)broadcast(t));
   }
 };
-#else
-using Bf16Dot = FloatDot;
 #endif
-template <class S>
-struct DotOf {
-  using type = FloatDot;
-};
-template <>
-struct DotOf<double> {
-  using type = DoubleDot;
-};
-template <>
-struct DotOf<bf16> {
-  using type = Bf16Dot;
-};
+// Calls f.template operator()<E>() with the product for elements S and a sum over this many channels. Sums of few
+// channels stay in float: their rounding errors do not average out, and they cost little.
+template <class S, class F>
+INLINE void dispatch_dot(int64_t channels, const F& f) {
+  if constexpr (sizeof(S) == 8) return f.template operator()<DoubleDot>();
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<S, bf16>)
+    if (channels >= 32) return f.template operator()<Bf16Dot>();
+#endif
+  if constexpr (sizeof(S) != 8) return f.template operator()<FloatDot>();
+}
 
 // What comes next in U, to be brought to the second-level cache meanwhile: 3-7 % where the weights exceed it.
 template <class T>

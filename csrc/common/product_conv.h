@@ -32,7 +32,7 @@ struct ProductConvParams {
 struct PackWeightParams {
   const void* w;
   int64_t w_stride[4];  // of cout, cin, kernel row, kernel column
-  void* u;
+  void* u;              // null to ask for its size alone
   Dtype dtype;
   int64_t cin, cout;
 };
@@ -54,9 +54,8 @@ INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
   });
 }
 
-template <class Alg, class S>
+template <class Alg, class E, class S>
 class ProductConv {
-  using E = typename DotOf<S>::type;
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L, kChunk = L * E::kPair;
   static constexpr int kIn = Alg::kIn, kOut = Alg::kOut, kData = Alg::kData, kProducts = Alg::kProducts;
@@ -197,8 +196,8 @@ class ProductConv {
       UNROLL(6) for (int i = 0; i < kOut; ++i) columns[i][q] = weighted_sum<T>(Alg::kA[i], c);
     }
     UNROLL(6)
-    for (int i = 0; i < kOut; ++i) UNROLL(6) for (int j = 0; j < kOut; ++j) y[i * kOut + j] =
-        weighted_sum<T>(Alg::kA[j], columns[i]) + bias;
+    for (int i = 0; i < kOut; ++i)
+      UNROLL(6) for (int j = 0; j < kOut; ++j) y[i * kOut + j] = weighted_sum<T>(Alg::kA[j], columns[i]) + bias;
   }
 
   INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, const Vec<T>* y) const {
@@ -207,8 +206,8 @@ class ProductConv {
     const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
     if (rows == kOut && cols == kOut && channels >= L) {
       UNROLL(4)
-      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j)
-          store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j]);
+      for (int i = 0; i < kOut; ++i)
+        UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j]);
       return;
     }
     for (int64_t i = 0; i < rows; ++i)
@@ -235,9 +234,8 @@ class ProductConv {
 };
 
 // G w G^T for every pair of channels: float sums, rounded once to what the products take.
-template <class Alg, class S>
+template <class Alg, class E, class S>
 void pack_weight(const PackWeightParams& p) {
-  using E = typename DotOf<S>::type;
   using T = typename E::T;
   constexpr int L = kLanes<T>, kWeights = Alg::kWeights;
   const int64_t steps = ceil_div(p.cin, E::kPair), panels = ceil_div(p.cout, kPanelVectors * L);
@@ -252,9 +250,9 @@ void pack_weight(const PackWeightParams& p) {
           const int64_t ci = step * E::kPair + e;
           T w[9][L] = {};
           const S* source = static_cast<const S*>(p.w) + ci * p.w_stride[1];
-          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k)
-            UNROLL(9)
-            for (int tap = 0; tap < 9; ++tap) w[tap][k] = to_compute(
+          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k) UNROLL(9)
+          for (int tap = 0; tap < 9; ++tap)
+            w[tap][k] = to_compute(
                 source[(c0 + v * L + k) * p.w_stride[0] + tap / 3 * p.w_stride[2] + tap % 3 * p.w_stride[3]]);
           Vec<T> columns[kWeights][3];
           UNROLL(3) for (int j = 0; j < 3; ++j) {
@@ -262,8 +260,8 @@ void pack_weight(const PackWeightParams& p) {
             UNROLL(6) for (int i = 0; i < kWeights; ++i) columns[i][j] = weighted_sum<T>(Alg::kG[i], x);
           }
           UNROLL(6)
-          for (int i = 0; i < kWeights; ++i) UNROLL(6) for (int j = 0; j < kWeights; ++j) f[e][i][j] =
-              weighted_sum<T>(Alg::kG[j], columns[i]);
+          for (int i = 0; i < kWeights; ++i)
+            UNROLL(6) for (int j = 0; j < kWeights; ++j) f[e][i][j] = weighted_sum<T>(Alg::kG[j], columns[i]);
         }
         for (int i = 0; i < kWeights; ++i)
           for (int j = 0; j < kWeights; ++j) {

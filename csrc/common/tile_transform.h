@@ -53,7 +53,8 @@ template <class T, int H = kLanes<T> / 2>
 INLINE void transpose(Vec<T>* r) {
   constexpr int L = kLanes<T>;
   UNROLL(16)
-  for (int i = 0; i < L; ++i) if ((i & H) == 0) exchange<H>(r[i], r[i + H], std::make_integer_sequence<int, L>{});
+  for (int i = 0; i < L; ++i)
+    if ((i & H) == 0) exchange<H>(r[i], r[i + H], std::make_integer_sequence<int, L>{});
   if constexpr (H > 1) transpose<T, H / 2>(r);
 }
 
@@ -194,12 +195,12 @@ class TileTransform {
         UNROLL(6) for (int i = 0; i < kData; ++i) sums[i][j] = weighted_sum<T>(Tables::kB[i], v);
       }
       UNROLL(6)
-      for (int i = 0; i < kData; ++i) UNROLL(6) for (int j = 0; j < kData; ++j) f[e][i][j] =
-          weighted_sum<T>(Tables::kB[j], sums[i]);
+      for (int i = 0; i < kData; ++i)
+        UNROLL(6) for (int j = 0; j < kData; ++j) f[e][i][j] = weighted_sum<T>(Tables::kB[j], sums[i]);
     }
     UNROLL(6)
-    for (int i = 0; i < kData; ++i) UNROLL(6) for (int j = 0; j < kData; ++j)
-        store(d + (i * kData + j) * plane_stride, join<E>(f, i, j));
+    for (int i = 0; i < kData; ++i)
+      UNROLL(6) for (int j = 0; j < kData; ++j) store(d + (i * kData + j) * plane_stride, join<E>(f, i, j));
   }
 
   // One vector of steps: bf16 channels 2k and 2k + 1 side by side.

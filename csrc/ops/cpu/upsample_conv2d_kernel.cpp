@@ -3,28 +3,42 @@
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
 
+namespace {
+
+template <class Alg>
+void convolve(const ProductConvParams& p) {
+  dispatch_dtype(p.dtype,
+                 [&]<class S>() { dispatch_dot<S>(p.cin, [&]<class E>() { ProductConv<Alg, E, S>(p).run(); }); });
+}
+
+template <class Alg>
+int64_t pack(const PackWeightParams& p) {
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    dispatch_dot<S>(p.cin, [&]<class E>() {
+      if (p.u) pack_weight<Alg, E, S>(p);
+      bytes = ProductConv<Alg, E, S>::packed_elements(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
+    });
+  });
+  return bytes;
+}
+
+}  // namespace
+
 void upsample_conv2d_kernel(const ProductConvParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { ProductConv<UpsampleForward, S>(p).run(); });
+  convolve<UpsampleForward>(p);
 }
 
 void upsample_conv2d_backward_input_kernel(const ProductConvParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { ProductConv<UpsampleTranspose, S>(p).run(); });
+  convolve<UpsampleTranspose>(p);
 }
 
-void upsample_conv2d_pack_kernel(const PackWeightParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { pack_weight<UpsampleForward, S>(p); });
+int64_t upsample_conv2d_pack_kernel(const PackWeightParams& p) {
+  return pack<UpsampleForward>(p);
 }
 
-void upsample_conv2d_backward_input_pack_kernel(const PackWeightParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { pack_weight<UpsampleTranspose, S>(p); });
-}
-
-void upsample_conv2d_packed_bytes_kernel(Dtype dtype, int64_t cin, int64_t cout, int64_t* forward, int64_t* transpose) {
-  dispatch_dtype(dtype, [&]<class S>() {
-    using T = typename DotOf<S>::type::T;
-    *forward = ProductConv<UpsampleForward, S>::packed_elements(cin, cout) * int64_t{sizeof(T)};
-    *transpose = ProductConv<UpsampleTranspose, S>::packed_elements(cout, cin) * int64_t{sizeof(T)};
-  });
+int64_t upsample_conv2d_backward_input_pack_kernel(const PackWeightParams& p) {
+  return pack<UpsampleTranspose>(p);
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY
