@@ -13,7 +13,7 @@ from . import train as training
 from .info import info as print_info
 
 # Chosen for digits that read well after some two minutes on two CPU cores.
-DEMO = {"data": "digits", "size": 16, "steps": 1000, "lr": 2e-3, "ema": 0.995, "model": {"multipliers": [1, 2, 2]}}
+DEMO = {"data": "digits", "size": 16, "steps": 800, "lr": 3e-3, "ema": 0.995, "model": {"multipliers": [1, 2, 2]}}
 DEMO_IMAGES = 64
 DEMO_GUIDANCE = 2.0
 

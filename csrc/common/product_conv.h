@@ -233,12 +233,20 @@ class ProductConv {
   }
 };
 
+// The weight of a step: its one channel's, or its two channels' side by side.
+template <class E, int N, class V>
+INLINE V interleave(const V (&f)[E::kPair][N][N], int i, int j) {
+  if constexpr (E::kPair == 2) return interleave_bf16(f[0][i][j], f[1][i][j]);
+  return f[0][i][j];
+}
+
 // G w G^T for every pair of channels: float sums, rounded once to what the products take.
 template <class Alg, class E, class S>
 void pack_weight(const PackWeightParams& p) {
   using T = typename E::T;
   constexpr int L = kLanes<T>, kWeights = Alg::kWeights;
   const int64_t steps = ceil_div(p.cin, E::kPair), panels = ceil_div(p.cout, kPanelVectors * L);
+  const bool large = panels * kPanelVectors * L * steps * kWeights * kWeights * int64_t{sizeof(T)} > 16 << 20;
   parallel_for(panels * steps, 64, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t panel = item / steps, step = item % steps, c0 = panel * kPanelVectors * L;
@@ -266,12 +274,8 @@ void pack_weight(const PackWeightParams& p) {
         for (int i = 0; i < kWeights; ++i)
           for (int j = 0; j < kWeights; ++j) {
             T* to = u + (i * kWeights + j) * steps * vectors * L + v * L;
-            if constexpr (E::kPair == 1) store(to, f[0][i][j]);
-            if constexpr (E::kPair == 2)  // a lane holds the same output channel of two input channels
-              for (int k = 0; k < L; ++k) {
-                const bf16 pair[2] = {from_compute<bf16>(f[0][i][j][k]), from_compute<bf16>(f[1][i][j][k])};
-                std::memcpy(to + k, pair, sizeof(pair));
-              }
+            const Vec<T> w = interleave<E>(f, i, j);
+            large ? stream(to, w) : store(to, w);
           }
       }
     }

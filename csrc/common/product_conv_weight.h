@@ -28,25 +28,41 @@ struct ProductConvWeightParams {
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-// m[R][V vectors] += sum over steps of t[step][R] * u[step][V vectors]
+// Where one product's two sides begin.
+template <class T>
+struct Sides {
+  const T* rows;
+  const T* wide;
+};
+
+// m[R][V vectors] (+)= sum over products and steps of rows[step][R] * wide[step][V vectors]
 template <class T, int R, int V>
-void accumulate(const T* t, int64_t t_stride, const T* u, int64_t u_stride, int64_t steps, T* m) {
+void accumulate(const Sides<T>* sides, int products, int64_t row_stride, int64_t wide_stride, int64_t steps, T* m,
+                bool continued) {
   constexpr int L = kLanes<T>;
   Vec<T> acc[R][V];
-  UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
-  for (int64_t k = 0; k < steps; ++k, t += t_stride, u += u_stride) {
-    Vec<T> w[V];
-    UNROLL(2) for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
-    UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] += w[v] * t[r];
+  UNROLL(12)
+  for (int r = 0; r < R; ++r) UNROLL(2)
+  for (int v = 0; v < V; ++v) acc[r][v] = continued ? load(m + (r * kPanelVectors + v) * L) : Vec<T>{};
+  for (int p = 0; p < products; ++p) {
+    const T* t = sides[p].rows;
+    const T* u = sides[p].wide;
+    for (int64_t k = 0; k < steps; ++k, t += row_stride, u += wide_stride) {
+      Vec<T> w[V];
+      UNROLL(2)
+      for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
+      UNROLL(12)
+      for (int r = 0; r < R; ++r) UNROLL(2)
+      for (int v = 0; v < V; ++v) acc[r][v] += w[v] * t[r];
+    }
   }
-  UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) {
-    T* to = m + (r * kPanelVectors + v) * L;
-    store(to, load(to) + acc[r][v]);
-  }
+  UNROLL(12)
+  for (int r = 0; r < R; ++r) UNROLL(2)
+  for (int v = 0; v < V; ++v) store(m + (r * kPanelVectors + v) * L, acc[r][v]);
 }
 
 template <class T>
-using Accumulate = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
+using Accumulate = void (*)(const Sides<T>*, int, int64_t, int64_t, int64_t, T*, bool);
 
 template <class T, int V, int R = kRows>
 INLINE Accumulate<T> accumulate_for_rows(int64_t rows) {
@@ -89,22 +105,21 @@ class ProductConvWeight {
   void run() const {
     const int64_t panels = ceil_div(n_wide, kPanel);
     const RowGroups groups(n_rows);
-    // Long sums over tiles pay for reading and writing their results; 4 MB of data stay in cache meanwhile.
+    // Long sums over tiles pay for reading and writing their results; 8 MB of data stay near meanwhile.
     const int64_t x_stride = padded(p.cin), d_stride = padded(p.cout);
     const int64_t per_tile =
         (Input::kData * Input::kData * x_stride + Gradient::kData * Gradient::kData * d_stride) * sizeof(T);
-    const int64_t block = min(tiles, min<int64_t>(512, max<int64_t>(48, (4 << 20) / per_tile)));
+    const int64_t block = min(tiles, min<int64_t>(512, max<int64_t>(48, (8 << 20) / per_tile)));
     const int64_t x_plane = block * x_stride, d_plane = block * d_stride;
     const int64_t n_x = Input::kData * Input::kData * x_plane, n_d = Gradient::kData * Gradient::kData * d_plane;
-    const int64_t sum_stride = panels * n_rows * kPanel, n_sums = kWeights * kWeights * sum_stride;
+    // Sums outlive a block only where there is another.
+    const int64_t n_sums = tiles > block ? panels * groups.count * kSums : 0;
     const size_t bytes = (n_x + n_d + n_sums) * sizeof(T);
-    T* const memory = static_cast<T*>(allocate(bytes));
-    T* const x = memory;
+    T* const x = static_cast<T*>(allocate(bytes));
     T* const d = x + n_x;
-    T* const sums = d + n_d;  // [weight][panel][row][kPanel]
-    std::memset(sums, 0, n_sums * sizeof(T));
+    T* const sums = d + n_d;  // [panel][group of rows][weight][row][kPanel]
 
-    for (int64_t first = 0; first < tiles; first += block) {
+    for (int64_t first = 0; first == 0 || first < tiles; first += block) {
       const int64_t n = min(block, tiles - first);
       parallel_for(n, 8, [&](int64_t begin, int64_t end) {
         const int64_t m = end - begin;
@@ -118,32 +133,34 @@ class ProductConvWeight {
       const T* rows = swap ? d : x;
       const T* wide = swap ? x : d;
       const int64_t row_stride = swap ? d_stride : x_stride, wide_stride = swap ? x_stride : d_stride;
+      const bool last = first + block >= tiles;
       parallel_for(panels * groups.count, 1, [&](int64_t begin, int64_t end) {
-        while (begin < end) {
-          const int64_t panel = begin / groups.count, g0 = begin % groups.count;
-          const int64_t g1 = min(groups.count, g0 + end - begin);
-          for (int product = 0; product < kProducts * kProducts; ++product) {
-            const int i = product / kProducts, j = product % kProducts;
-            const T* px = rows + plane(swap, i, j) * block * row_stride;
-            const T* pd = wide + plane(!swap, i, j) * block * wide_stride + panel * kPanel;
-            T* to = sums + (Alg::kWeightOf[i] * kWeights + Alg::kWeightOf[j]) * sum_stride + panel * n_rows * kPanel;
-            for (int64_t g = g0; g < g1; ++g) {
-              const auto kernel = n_wide - panel * kPanel > L ? accumulate_for_rows<T, 2>(groups.rows(g))
-                                                              : accumulate_for_rows<T, 1>(groups.rows(g));
-              kernel(px + groups.first(g), row_stride, pd, wide_stride, n, to + groups.first(g) * kPanel);
-            }
+        T* const scratch = static_cast<T*>(workspace((kSums + kPanel * kRows * 9 + L) * sizeof(T)));
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t panel = item / groups.count, g = item % groups.count;
+          T* const to = n_sums ? sums + item * kSums : scratch;
+          const auto kernel = n_wide - panel * kPanel > L ? accumulate_for_rows<T, 2>(groups.rows(g))
+                                                          : accumulate_for_rows<T, 1>(groups.rows(g));
+          for (int weight = 0; weight < kWeights * kWeights; ++weight) {
+            Sides<T> sides[kProducts * kProducts];
+            int products = 0;
+            for (int i = 0; i < kProducts; ++i)
+              for (int j = 0; j < kProducts; ++j)
+                if (Alg::kWeightOf[i] == weight / kWeights && Alg::kWeightOf[j] == weight % kWeights)
+                  sides[products++] = {rows + plane(swap, i, j) * block * row_stride + groups.first(g),
+                                       wide + plane(!swap, i, j) * block * wide_stride + panel * kPanel};
+            kernel(sides, products, row_stride, wide_stride, n, to + weight * kRows * kPanel, first > 0);
           }
-          begin += g1 - g0;
+          if (last) combine(to, scratch + kSums, groups.first(g), groups.rows(g), panel * kPanel);
         }
       });
     }
-    parallel_for(panels * n_rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) combine(sums, sum_stride, item / n_rows, item % n_rows);
-    });
-    release(memory, bytes);
+    release(x, bytes);
   }
 
  private:
+  static constexpr int64_t kSums = kWeights * kWeights * kRows * kPanel;
+
   // A line more than a power of two, lest the same channel of all tiles meet in one cache set.
   static int64_t padded(int64_t channels) { return round_up(channels, kPanel) + L; }
 
@@ -153,22 +170,38 @@ class ProductConvWeight {
                        : Alg::kInputOf[i] * Input::kData + Alg::kInputOf[j];
   }
 
-  // G^T sums G for one row and a panel of channels, scattered to (cout, cin, 3, 3).
-  void combine(const T* sums, int64_t sum_stride, int64_t panel, int64_t row) const {
-    const T* from = sums + (panel * n_rows + row) * kPanel;
-    for (int64_t c = 0; c < min<int64_t>(kPanel, n_wide - panel * kPanel); ++c) {
-      const int64_t wide = panel * kPanel + c, co = swap ? row : wide, ci = swap ? wide : row;
-      T columns[3][kWeights] = {};
-      for (int j = 0; j < kWeights; ++j)
-        for (int i = 0; i < kWeights; ++i)
-          for (int a = 0; a < 3; ++a) columns[a][j] += T(Alg::kG[i][a]) * from[(i * kWeights + j) * sum_stride + c];
-      S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * 9;
-      for (int a = 0; a < 3; ++a)
-        for (int b = 0; b < 3; ++b) {
-          T s = 0;
-          for (int j = 0; j < kWeights; ++j) s += T(Alg::kG[j][b]) * columns[a][j];
-          y[a * 3 + b] = from_compute<S>(s);
+  // G^T sums G for a group of rows and a panel of channels, put in order in `turned` and copied to (cout, cin, 3, 3).
+  void combine(const T* sums, T* turned, int64_t row0, int64_t rows, int64_t wide0) const {
+    const int64_t wides = min<int64_t>(kPanel, n_wide - wide0);
+    const int64_t row_step = swap ? 9 * wides : 9, wide_step = swap ? 9 : 9 * rows;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t c = 0; c < wides; c += L) {
+        const T* from = sums + row * kPanel + c;
+        Vec<T> columns[3][kWeights];
+        UNROLL(6)
+        for (int j = 0; j < kWeights; ++j) UNROLL(3)
+        for (int a = 0; a < 3; ++a) {
+          columns[a][j] = Vec<T>{};
+          UNROLL(6)
+          for (int i = 0; i < kWeights; ++i)
+            if (Alg::kG[i][a] != 0)
+              columns[a][j] += T(Alg::kG[i][a]) * load(from + (i * kWeights + j) * kRows * kPanel);
         }
+        UNROLL(9)
+        for (int tap = 0; tap < 9; ++tap) {
+          Vec<T> v{};
+          UNROLL(6)
+          for (int j = 0; j < kWeights; ++j)
+            if (Alg::kG[j][tap % 3] != 0) v += T(Alg::kG[j][tap % 3]) * columns[tap / 3][j];
+          for (int64_t k = 0; k < min<int64_t>(L, wides - c); ++k)
+            turned[row * row_step + (c + k) * wide_step + tap] = v[k];
+        }
+      }
+    const int64_t runs = swap ? rows : wides, length = 9 * (swap ? wides : rows);
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t co = swap ? row0 + i : wide0 + i, ci = swap ? wide0 : row0;
+      S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * 9;
+      for (int64_t k = 0; k < length; k += L) store(y + k, load(turned + i * length + k), length - k);
     }
   }
 };

@@ -219,6 +219,26 @@ INLINE void store(S* p, Vec<Compute<S>> v, int64_t n) {
   for (int i = 0; i < n; ++i) p[i] = part[i];
 }
 
+// Stores a whole line past the caches, where nothing will read it soon: a plain store would read the line first.
+template <class T>
+INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+
+// Two vectors as bf16 side by side: lane k holds low[k] and high[k].
+INLINE Vec<float> interleave_bf16(Vec<float> low, Vec<float> high) {
+  typedef uint32_t u32 __attribute__((vector_size(kVectorBytes)));
+  const u32 l = bit_cast<u32>(low), h = bit_cast<u32>(high);
+  const u32 l_rounded = (l + 0x7fff + (l >> 16 & 1)) >> 16, h_rounded = (h + 0x7fff + (h >> 16 & 1)) & 0xffff0000;
+  return bit_cast<Vec<float>>(l_rounded | h_rounded);
+}
+
 template <class T>
 INLINE Vec<T> select(Bits<T> condition, Vec<T> a, Vec<T> b) {
   return condition ? a : b;

@@ -111,10 +111,9 @@ class FewChannels {
       UNROLL(3)
       for (int i = 0; i < 3; ++i) UNROLL(3) for (int j = 0; j < 3; ++j) x[i][j] = load(stage + i * kWidth + j);
       UNROLL(4)
-      for (int co = 0; co < kCout; ++co, weights += 16)
-        UNROLL(16)
-        for (int i = 0; i < 16; ++i) y[co][i >> 3][i >> 2 & 1] +=
-            x[(i >> 3) + (i >> 1 & 1)][(i >> 2 & 1) + (i & 1)] * weights[i];
+      for (int co = 0; co < kCout; ++co, weights += 16) UNROLL(16)
+      for (int i = 0; i < 16; ++i)
+        y[co][i >> 3][i >> 2 & 1] += x[(i >> 3) + (i >> 1 & 1)][(i >> 2 & 1) + (i & 1)] * weights[i];
     }
     for (int co = 0; co < kCout; ++co) {
       const T bias = p.bias ? to_compute(static_cast<const S*>(p.bias)[co]) : T(0);
