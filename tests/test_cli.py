@@ -17,7 +17,7 @@ def test_train_then_sample(tmp_path, capsys):
     assert f"draw from it: python -m imagegen sample {run}" in output
     assert "train: 100%" in bars
     assert "ddim: 100%" in bars
-    assert Image.open(picture).size == (2 * 68 + 4, 10 * 68 + 4)  # a row per class
+    assert Image.open(picture).size == (2 * 72 + 8, 10 * 72 + 8)  # a row per class
 
 
 def test_a_run_can_be_resumed_longer(tmp_path):

@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels, head_channels=32):
         super().__init__()
-        self.heads = max(1, channels // head_channels)
+        self.heads = math.gcd(channels, max(1, channels // head_channels))
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
@@ -174,6 +174,10 @@ class Diffusion(nn.Module):
                 f"Diffusion: {len(multipliers)} levels need image sides divisible by {coarsest}, got {H}x{W}; "
                 "load the data at another size or give fewer multipliers"
             )
+        if width < 2 or width % 2:  # the times' sines and cosines share it
+            raise ValueError(f"Diffusion: width must be even and positive, got {width}")
+        if blocks < 1:
+            raise ValueError(f"Diffusion: blocks must be at least 1, got {blocks}")
         if schedule not in SCHEDULES:
             raise ValueError(f"Diffusion: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         if prediction not in TARGETS:

@@ -5,7 +5,7 @@ import torch
 
 from ..data._optional import require
 
-_GAP = 4
+_GAP = 8
 
 
 def save_grid(images, path, *, rows=None, cell=64):

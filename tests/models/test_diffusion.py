@@ -23,6 +23,12 @@ def test_the_network_keeps_the_shape(image_shape, multipliers, blocks):
     assert y.shape == (2, C, H, W)
 
 
+@pytest.mark.parametrize("width", [2, 10, 50])
+def test_any_even_width_will_do(width):
+    unet = UNet(1, classes=2, width=width, multipliers=(1, 2), blocks=1)
+    assert unet(torch.randn(1, 1, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64)).shape == (1, 1, 4, 4)
+
+
 def test_every_parameter_gets_a_gradient():
     model = small()
     model(torch.randn(16, 1, 8, 8), torch.arange(16) % 3).backward()
@@ -97,6 +103,8 @@ def test_unconditional():
     [
         ({"family": "gan9000"}, "family must be one of diffusion, got 'gan9000'"),
         ({"image_shape": (1, 10, 10), "multipliers": (1, 2, 4)}, "3 levels need image sides divisible by 4, got 10x10"),
+        ({"width": 7}, "width must be even and positive, got 7"),
+        ({"blocks": 0}, "blocks must be at least 1, got 0"),
         ({"schedule": "sine"}, "schedule must be one of cosine, linear, scaled_linear, got 'sine'"),
         ({"prediction": "x"}, "prediction must be one of v, epsilon, sample, got 'x'"),
     ],

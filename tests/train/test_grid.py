@@ -4,7 +4,7 @@ import torch
 from imagegen.train import save_grid
 
 Image = pytest.importorskip("PIL.Image")
-GAP = 4
+GAP = 8
 
 
 def test_a_row_per_class(tmp_path):
