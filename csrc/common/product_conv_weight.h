@@ -109,7 +109,7 @@ class ProductConvWeight {
     const int64_t x_stride = padded(p.cin), d_stride = padded(p.cout);
     const int64_t per_tile =
         (Input::kData * Input::kData * x_stride + Gradient::kData * Gradient::kData * d_stride) * sizeof(T);
-    const int64_t block = min(tiles, min<int64_t>(512, max<int64_t>(48, (8 << 20) / per_tile)));
+    const int64_t block = max<int64_t>(1, min(tiles, min<int64_t>(512, max<int64_t>(48, (8 << 20) / per_tile))));
     const int64_t x_plane = block * x_stride, d_plane = block * d_stride;
     const int64_t n_x = Input::kData * Input::kData * x_plane, n_d = Gradient::kData * Gradient::kData * d_plane;
     // Sums outlive a block only where there is another.

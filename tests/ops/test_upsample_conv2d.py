@@ -1,0 +1,426 @@
+import copy
+import threading
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error, tolerance
+
+from imagegen import _library, ops
+from imagegen.ops import eager
+from imagegen.ops._activation import ACTIVATIONS
+
+pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+native = torch.ops.imagegen
+
+# (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours, either side of few channels, panels and pairs.
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 19, 35, 5, 7),
+    (3, 3, 3, 8, 8),
+    (1, 2, 90, 1, 13),
+    (2, 33, 17, 31, 29),
+    (1, 31, 4, 6, 140),
+    (2, 65, 5, 3, 2),
+    (1, 130, 64, 15, 17),
+]
+
+
+def make(shape, dtype=torch.float32, layout="contiguous"):
+    b, cin, cout, h, w = shape
+    x = LAYOUTS[layout](torch.randn(b, cin, h, w).to(dtype))
+    return x, (torch.randn(cout, cin, 3, 3) / (3 * cin**0.5)).to(dtype), torch.randn(cout).to(dtype)
+
+
+def plain(activation="linear"):
+    return lambda x, w, b: eager.upsample_conv2d(x, w, b, activation)
+
+
+def ours(activation="linear", backend="cpu"):
+    return lambda x, w, b: ops.upsample_conv2d(x, w, b, activation=activation, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients(shape, dtype, capability):
+    check(ours(), plain(), *make(shape, dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6)], ids=str)
+def test_layouts(layout, shape, capability):
+    x, w, b = make(shape, layout=layout)
+    y = check(ours(), plain(), x, w, b)
+    assert y.is_contiguous(memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format)
+    check(ours(), plain(), x, LAYOUTS[layout](w), LAYOUTS[layout](b))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_layouts(layout):
+    x, w, _ = make((2, 35, 34, 5, 9))
+    grad = torch.randn(2, 34, 10, 18)
+    for got, plain_got in (
+        (
+            native.upsample_conv2d_backward_input(LAYOUTS[layout](grad), w),
+            native.upsample_conv2d_backward_input(grad, w),
+        ),
+        (
+            native.upsample_conv2d_backward_weight(LAYOUTS[layout](grad), x),
+            native.upsample_conv2d_backward_weight(grad, x),
+        ),
+    ):
+        assert torch.equal(got, plain_got)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("cout", [3, 18])
+def test_activations(activation, cout, capability):
+    x, w, b = make((2, 9, cout, 5, 6))
+    check(ours(activation), plain(activation), x, w, b)
+    with torch.no_grad():  # where the activation is fused
+        y = ops.upsample_conv2d(x, w, b, activation=activation)
+    assert relative_error(y, plain(activation)(x.double(), w.double(), b.double())) <= tolerance(torch.float32)
+
+
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+def test_single_gradients(needed, activation):
+    tensors = [t.requires_grad_(n) for t, n in zip(make((1, 5, 6, 4, 3)), needed, strict=True)]
+    ours(activation)(*tensors).sum().backward()
+    twins = [t.detach().double().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+    plain(activation)(*twins).sum().backward()
+    for t, twin in zip(tensors, twins, strict=True):
+        assert (t.grad is None) == (twin.grad is None)
+        assert t.grad is None or relative_error(t.grad, twin.grad) <= 1e-5
+
+
+def test_no_bias():
+    x, w, _ = make((2, 7, 6, 5, 5))
+    check(lambda x, w: ops.upsample_conv2d(x, w), lambda x, w: eager.upsample_conv2d(x, w, None, "linear"), x, w)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4, 4), (2, 0, 5, 4, 4), (2, 3, 0, 4, 4), (2, 3, 5, 0, 4)], ids=str)
+def test_empty(shape):
+    b, cin, cout, h, w = shape
+    x, weight, bias = (
+        torch.randn(b, cin, h, w, requires_grad=True),
+        torch.randn(cout, cin, 3, 3, requires_grad=True),
+        torch.randn(cout),
+    )
+    y = ops.upsample_conv2d(x, weight, bias)
+    assert y.shape == (b, cout, 2 * h, 2 * w)
+    assert torch.equal(y, bias.reshape(-1, 1, 1).expand_as(y))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_error_at_the_size_models_use(dtype):
+    check(ours(), plain(), *make((1, 192, 160, 16, 16), dtype))
+
+
+def test_more_than_two_to_the_31_elements():
+    # numpy's memory is neither touched nor poisoned before we write to it: 4 GB of addresses, a few kB of memory.
+    big = torch.from_numpy(np.empty(2**31 + 64, np.float16))
+    x = big.as_strided((2, 3, 4, 4), (2**31 + 16, 16, 4, 1))  # the second image begins beyond 2^31
+    x.copy_(torch.randn(2, 3, 4, 4))
+    w, b, grad = torch.randn(5, 3, 3, 3).half(), torch.randn(5).half(), torch.randn(2, 5, 8, 8).half()
+    assert torch.equal(ops.upsample_conv2d(x, w, b), ops.upsample_conv2d(x.clone(), w, b))
+    assert torch.equal(ops.upsample_conv2d(x, w[:3], b[:3]), ops.upsample_conv2d(x.clone(), w[:3], b[:3]))
+    weight_grad = native.upsample_conv2d_backward_weight
+    assert torch.equal(weight_grad(grad, x), weight_grad(grad, x.clone()))
+
+
+@pytest.mark.parametrize("cout", [3, 20])
+def test_bit_identical_for_any_number_of_threads(cout):
+    x, w, b = make((2, 40, cout, 33, 31))
+    grad = torch.randn(2, cout, 66, 62)
+    results = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        y = native.upsample_conv2d(x, w, b, "silu")
+        results.append(
+            (y, native.upsample_conv2d_backward_input(grad, w), native.upsample_conv2d_backward_weight(grad, x))
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_image_of_a_batch_is_the_image_alone():
+    x, w, b = make((3, 20, 18, 9, 7))
+    y = ops.upsample_conv2d(x, w, b)
+    for i in range(3):
+        assert torch.equal(y[i : i + 1], ops.upsample_conv2d(x[i : i + 1], w, b))
+
+
+def test_shift_equivariance():
+    x, w, b = make((1, 8, 9, 12, 12))
+    moved = torch.roll(x, (1, 2), (2, 3))
+    y, y_moved = ops.upsample_conv2d(x, w, b), ops.upsample_conv2d(moved, w, b)
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    assert relative_error(torch.roll(y, (2, 4), (2, 3))[inner], y_moved[inner]) <= 1e-6
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    shape=st.tuples(*(st.integers(1, n) for n in (3, 70, 70, 13, 13))),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_shape(shape, layout, dtype):
+    check(ours(), plain(), *make(shape, dtype, layout))
+
+
+def test_opcheck():
+    for x in (torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+        w, b, grad = torch.randn(6, 3, 3, 3), torch.randn(6), torch.randn(2, 6, 8, 10)
+        x, w, b, grad = (t.requires_grad_() for t in (x, w, b, grad))
+        for activation in ("linear", "silu"):
+            torch.library.opcheck(native.upsample_conv2d, (x, w, b, activation))
+        torch.library.opcheck(native.upsample_conv2d, (x, w, None, "linear"))
+        torch.library.opcheck(native.upsample_conv2d_backward_input, (grad, w))
+        torch.library.opcheck(native.upsample_conv2d_backward_weight, (grad, x))
+
+
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+@pytest.mark.parametrize("shape", [(1, 2, 5, 1, 2), (2, 1, 2, 3, 1)], ids=str)
+def test_gradcheck_and_gradgradcheck(activation, shape):
+    tensors = [t.requires_grad_() for t in make(shape, torch.float64)]
+    assert torch.autograd.gradcheck(ours(activation), tensors)
+    assert torch.autograd.gradgradcheck(ours(activation), tensors)
+
+
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+def test_gradgradcheck_of_the_operator(activation):
+    tensors = [t.requires_grad_() for t in make((1, 2, 3, 2, 1), torch.float64)]
+    operator = lambda *t: native.upsample_conv2d(*t, activation)  # noqa: E731
+    assert torch.autograd.gradcheck(operator, tensors)
+    assert torch.autograd.gradgradcheck(operator, tensors)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compile(layout):
+    torch._dynamo.reset()
+    compiled = torch.compile(ours("silu", None), fullgraph=True, dynamic=True)
+    for shape in ((2, 6, 7, 4, 5), (3, 6, 7, 6, 9)):
+        check(compiled, plain("silu"), *make(shape, layout=layout))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    x, w, b = (t.requires_grad_() for t in make((1, 40, 33, 5, 6)))
+    with torch.autocast("cpu", dtype):
+        y = ops.upsample_conv2d(x, w, b, backend="cpu")
+    assert y.dtype == dtype
+    halves = (t.detach().to(dtype) for t in (x, w, b))
+    assert torch.equal(y, ops.upsample_conv2d(*halves, backend="cpu"))
+    y.sum().backward()
+    assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_to_torch_rules():
+    x, w, b = make((1, 4, 5, 3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.upsample_conv2d(x, w.bfloat16(), b).dtype == torch.bfloat16
+
+
+# ---- the cache of transformed weights
+
+
+def assert_fresh(x, w, b):
+    assert relative_error(ops.upsample_conv2d(x, w, b), plain()(x.double(), w.double(), b.double())) <= 1e-5
+
+
+def _edit(w):
+    w.data[0, 0, 0, 0] += 1
+
+
+def _edit_numpy(w):
+    w.detach().numpy()[-1, -1, -1, -1] += 1
+
+
+def _swap_signs(w):
+    w.data.neg_()
+
+
+def _permute(w):
+    w.data.copy_(w.data.flip(0))
+
+
+def _optimizer_step(w):
+    w.grad = torch.ones_like(w)
+    torch.optim.SGD([w], lr=0.1).step()
+
+
+def _inference_edit(w):
+    with torch.inference_mode():
+        w.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_edit, _edit_numpy, _swap_signs, _permute, _optimizer_step, _inference_edit],
+    ids=lambda f: f.__name__[1:],
+)
+def test_changed_weight_is_noticed(change):
+    x, w, b = make((1, 20, 36, 5, 5))
+    w.requires_grad_()
+    assert_fresh(x, w, b)
+    change(w)
+    assert_fresh(x, w, b)
+    grad = torch.randn(1, 36, 10, 10)
+    assert (
+        relative_error(
+            *(native.upsample_conv2d_backward_input(g, v) for g, v in ((grad, w), (grad.double(), w.double())))
+        )
+        <= 1e-5
+    )
+
+
+def test_state_dict_and_deep_copy():
+    from imagegen import nn
+
+    x = torch.randn(1, 6, 4, 4)
+    a, b = nn.UpsampleConv2d(6, 8), nn.UpsampleConv2d(6, 8)
+    before = a(x), b(x)
+    clone = copy.deepcopy(a)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(b(x), before[0]) and not torch.equal(before[0], before[1])
+    with torch.no_grad():
+        clone.weight.zero_()
+    assert torch.equal(a(x), before[0])
+
+
+def test_new_weight_at_an_old_address():
+    x, w, b = make((1, 20, 36, 5, 5))
+    storage = torch.empty_like(w)
+    for _ in range(3):
+        storage.copy_(torch.randn_like(w))
+        assert_fresh(x, storage.view_as(w), b)
+
+
+def test_weights_of_two_dtypes_share_no_entry():
+    x, w, b = make((1, 40, 36, 5, 5))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        storage = w.view(torch.uint8).view(-1)[: w.numel() * dtype.itemsize].view(dtype).view(w.shape)
+        storage.copy_(torch.randn(w.shape))
+        y = ops.upsample_conv2d(x.to(dtype), storage, b.to(dtype))
+        assert relative_error(y, plain()(x.to(dtype).double(), storage.double(), b.to(dtype).double())) <= 1e-2
+
+
+def test_threads_share_the_cache():
+    x, w, b = make((1, 24, 40, 6, 6))
+    weights = [w * (i + 1) for i in range(3)]
+    expected = [ops.upsample_conv2d(x, v, b) for v in weights]
+    shared, failures = torch.empty_like(w), []
+
+    def work(i):
+        for _ in range(30):
+            if not torch.equal(ops.upsample_conv2d(x, weights[i], b), expected[i]):
+                failures.append(i)
+            ops.upsample_conv2d(x, shared, b)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for t in threads:
+        t.start()
+    for i in range(30):
+        shared.fill_(i)
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_cache_keeps_to_its_limit():
+    c = _library._C
+    limit = c.weight_cache_limit()
+    c.clear_weight_cache()
+    try:
+        x, w, b = make((1, 64, 64, 4, 4))
+        ops.upsample_conv2d(x, w, b)
+        one = c.weight_cache_bytes()
+        assert one >= 25 * 64 * 64 * 4
+        c.set_weight_cache_limit(2 * one)
+        weights = [torch.randn_like(w) for _ in range(4)]
+        for v in weights:
+            assert_fresh(x, v, b)
+        assert c.weight_cache_bytes() == 2 * one
+        c.set_weight_cache_limit(0)
+        assert c.weight_cache_bytes() == 0
+        assert_fresh(x, w, b)
+        assert c.weight_cache_bytes() == 0
+    finally:
+        c.set_weight_cache_limit(limit)
+
+
+# ---- errors
+
+X, W, B = torch.zeros(2, 3, 4, 5), torch.zeros(6, 3, 3, 3), torch.zeros(6)
+ERRORS = {
+    "x dtype": (TypeError, "x must be float32, bfloat16, float16 or float64, got torch.int64", (X.long(), W, B)),
+    "x rank": (ValueError, "x must have shape (B, C, H, W), got (3, 4, 5)", (X[0], W, B)),
+    "weight dtype": (TypeError, "weight must have x's dtype torch.float32, got torch.float64", (X, W.double(), B)),
+    "weight rank": (ValueError, "weight must have shape (Cout, C, 3, 3), got (6, 27)", (X, W.reshape(6, 27), B)),
+    "weight channels": (
+        ValueError,
+        "weight must have shape (6, 3, 3, 3) to match x (2, 3, 4, 5), got (6, 4, 3, 3)",
+        (X, torch.zeros(6, 4, 3, 3), B),
+    ),
+    "weight kernel": (
+        ValueError,
+        "weight must have shape (6, 3, 3, 3) to match x (2, 3, 4, 5), got (6, 3, 5, 5)",
+        (X, torch.zeros(6, 3, 5, 5), B),
+    ),
+    "bias dtype": (TypeError, "bias must have x's dtype torch.float32, got torch.float16", (X, W, B.half())),
+    "bias shape": (ValueError, "bias must have shape (6,) to match weight (6, 3, 3, 3), got (5,)", (X, W, B[1:])),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    error, message, args = ERRORS[name]
+    check_error(
+        error,
+        f"upsample_conv2d: {message}",
+        lambda: ops.upsample_conv2d(*args),
+        lambda: native.upsample_conv2d(*args, "linear"),
+    )
+
+
+def test_activation_error():
+    message = "upsample_conv2d: activation must be one of linear, relu, lrelu, silu, gelu, tanh, sigmoid, got 'swish'"
+    check_error(
+        ValueError,
+        message,
+        lambda: ops.upsample_conv2d(X, W, B, activation="swish"),
+        lambda: native.upsample_conv2d(X, W, B, "swish"),
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8), (2, 5, 8, 10), (2, 6, 7, 10)], ids=str)
+def test_gradient_operator_errors(shape):
+    grad = torch.zeros(shape)
+    with pytest.raises(RuntimeError, match="upsample_conv2d_backward_input: grad must have shape"):
+        native.upsample_conv2d_backward_input(grad, W)
+    if shape[1] == 6:
+        with pytest.raises(RuntimeError, match="upsample_conv2d_backward_weight: grad must have shape"):
+            native.upsample_conv2d_backward_weight(grad, X)
+
+
+@pytest.mark.parametrize(("backend", "device"), backends("upsample_conv2d"))
+def test_every_backend(backend, device):
+    x, w, b = (t.to(device) for t in make((2, 19, 35, 5, 7)))
+    check(ours(backend=backend), plain(), x, w, b)
+
+
+def test_nan_and_infinity_stay_where_they_are():
+    x, w, b = make((1, 4, 20, 9, 9))
+    x[0, 1, 4, 4] = float("nan")
+    y = ops.upsample_conv2d(x, w, b)
+    reached = F.max_pool2d(F.interpolate(torch.isnan(x).any(1, keepdim=True).float(), scale_factor=2), 3, 1, 1) > 0
+    assert torch.isnan(y).any(1, keepdim=True)[reached].all()
+    far = F.max_pool2d(reached.float(), 5, 1, 2) == 0  # tiles of four output pixels share their sums
+    assert y.isfinite()[far.expand_as(y)].all()
