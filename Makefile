@@ -1,0 +1,47 @@
+# make demo, make test: everything they need is installed into .venv the first time.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(VENV)/.built
+	$(BIN)/python -m imagegen demo --out out
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.built
+	$(BIN)/python -m benchmarks run --suite ops --out benchmarks/results/local/ops.json
+	$(BIN)/python -m benchmarks report benchmarks/results/local/ops.json
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info imagegen/_C*.so
+
+# torch first and by itself, so that nothing below can choose another one; then what builds and tests the package.
+$(VENV)/.dependencies: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=2.12"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable ".[test,lint]"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
