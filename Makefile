@@ -10,7 +10,7 @@ SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 .PHONY: demo test test-all lint format bench clean
 
 demo: $(VENV)/.built
-	$(BIN)/python -m imagegen demo --out out
+	OMP_WAIT_POLICY=passive $(BIN)/python -m imagegen demo --out out # spinning threads starve each other on a busy machine
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,7 +1,16 @@
 """Fused CPU, CUDA and Triton kernels for image generation in PyTorch."""
 
+import importlib
+
 from . import nn, ops
 from .info import info
 
 __version__ = "0.1.0"
-__all__ = ["info", "nn", "ops"]
+__all__ = ["data", "info", "models", "nn", "ops", "samplers", "train"]
+
+
+def __getattr__(name):
+    """What stands on the kernels is imported when it is first used: importing the kernels stays cheap."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

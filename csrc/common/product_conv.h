@@ -60,9 +60,9 @@ class ProductConv {
   static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L, kChunk = L * E::kPair;
   static constexpr int kIn = Alg::kIn, kOut = Alg::kOut, kData = Alg::kData, kProducts = Alg::kProducts;
   static constexpr int kWeights = Alg::kWeights;
-  // 48 tiles share each panel of weights while it is in cache; their transforms are then as large as it can be.
-  static constexpr int64_t kTiles = 48;
-
+  // Tiles that share each panel of weights while it is in cache. From 24 to 96 the time is the same within 2 %, at 12 it
+  // is up to 1.4x; few keep the transforms in the second-level cache and the memory small (1 MB at 512 channels).
+  static constexpr int64_t kTiles = 24;
   using Transform = TileTransform<Alg, E, S>;
 
   const ProductConvParams& p;
