@@ -42,7 +42,7 @@ INLINE Vec<T> activate_derivative(Vec<T> x, T alpha = T(kLreluSlope)) {
 
 // Calls f.template operator()<A>() for the activation known at run time.
 template <class F>
-INLINE void dispatch_activation(Activation activation, const F& f) {
+inline auto dispatch_activation(Activation activation, const F& f) {
   switch (activation) {
     case Activation::linear: return f.template operator()<Activation::linear>();
     case Activation::relu: return f.template operator()<Activation::relu>();
@@ -50,7 +50,7 @@ INLINE void dispatch_activation(Activation activation, const F& f) {
     case Activation::silu: return f.template operator()<Activation::silu>();
     case Activation::gelu: return f.template operator()<Activation::gelu>();
     case Activation::tanh: return f.template operator()<Activation::tanh>();
-    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
+    default: return f.template operator()<Activation::sigmoid>();
   }
 }
 

@@ -1,0 +1,26 @@
+// One spelling for a kernel launch and for its dynamic shared memory. The simulator in tests/cuda_sim puts its own file
+// in place of this one.
+#pragma once
+#include <cuda_runtime.h>
+
+namespace imagegen::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// The block's dynamic shared memory, aligned as bulk copies and wgmma want it.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+}  // namespace imagegen::cuda
