@@ -5,7 +5,13 @@ import torch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_tensor(op, argument, t):
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{op}: {argument} must be a tensor, got {type(t).__name__}")
+
+
 def check_dtype(op, argument, t):
+    check_tensor(op, argument, t)
     if t.dtype not in DTYPES:
         raise TypeError(f"{op}: {argument} must be float32, bfloat16, float16 or float64, got {t.dtype}")
 
@@ -16,6 +22,7 @@ def check_same_dtype(op, argument, t, x):
 
 
 def check_same_device(op, argument, t, x):
+    check_tensor(op, argument, t)
     if t.device != x.device:
         raise ValueError(f"{op}: {argument} must be on x's device {x.device}, got {t.device}")
 

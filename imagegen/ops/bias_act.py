@@ -34,7 +34,7 @@ def bias_act(x, b=None, *, dim=1, act="linear", alpha=None, gain=None, clamp=Non
     Equivalent to: (act(x + b.reshape(...)) * gain).clamp(-clamp, clamp)
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B.
     """
-    if b is not None and torch.is_autocast_enabled(x.device.type):
+    if isinstance(b, torch.Tensor) and torch.is_autocast_enabled(b.device.type):
         b = b.to(x.dtype)
     _check(x, b, dim, act, clamp)
     alpha = LRELU_SLOPE if alpha is None else float(alpha)

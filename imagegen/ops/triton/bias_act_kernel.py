@@ -1,0 +1,138 @@
+import torch
+import triton
+import triton.language as tl
+
+DENSE_BLOCK, STRIDED_BLOCK = 1024, 256  # elements a program: addresses of strided ones take registers
+
+
+def bias_act(grad, x, b, dim, act, alpha, gain, clamp):
+    """The output of bias_act, or, given the output's gradient, the gradient of x."""
+    y = torch.empty_like(x)
+    if y.numel() == 0:
+        return y
+    dense = x.stride() == y.stride() and (grad is None or grad.stride() == y.stride())
+    axes = sorted(range(x.dim()), key=y.stride)  # y is dense: from innermost to outermost in its memory
+    block = DENSE_BLOCK if dense else STRIDED_BLOCK
+    with torch.cuda.device_of(x):
+        bias_act_kernel[(triton.cdiv(y.numel(), block),)](
+            grad,
+            x,
+            b,
+            y,
+            y.numel(),
+            None if dense else tuple(x.size(d) for d in axes),
+            None if dense else tuple(x.stride(d) for d in axes),
+            None if dense or grad is None else tuple(grad.stride(d) for d in axes),
+            x.size(dim),
+            max(1, y.stride(dim)),
+            1 if b is None else b.stride(0),
+            alpha,
+            gain,
+            float("inf") if clamp is None else clamp,
+            ACT=act,
+            BLOCK=block,
+        )
+    return y
+
+
+@triton.jit
+def bias_act_kernel(
+    grad,  # None for the forward
+    x,
+    b,  # None for no bias
+    y,  # dense
+    size,
+    sizes,  # innermost first in y's memory; None where every tensor has y's strides
+    x_strides,
+    grad_strides,
+    channels,
+    inner,  # y's stride along the bias's axis
+    b_stride,
+    alpha: tl.float64,
+    gain: tl.float64,
+    clamp: tl.float64,
+    ACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y = clamp(gain * act(x + b)), or grad times its derivative; one program per BLOCK elements of y's memory."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    z = _load(x, i, sizes, x_strides, inside)
+    if b is not None:
+        z += _to_compute(tl.load(b + i // inner % channels * b_stride, mask=inside, other=0))
+    alpha = tl.full((1,), alpha, z.dtype)
+    gain = tl.full((1,), gain, z.dtype)
+    clamp = tl.full((1,), clamp, z.dtype)
+    v = _activate(z, alpha, ACT) * gain
+    if grad is not None:
+        dz = _load(grad, i, sizes, grad_strides, inside) * (_derivative(z, alpha, ACT) * gain)
+        v = tl.where(tl.abs(v) > clamp, 0, dz)
+    else:
+        v = tl.where(v > clamp, clamp, tl.where(v < -clamp, -clamp, v))  # lets nan through
+    tl.store(y + i, v.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load(p, i, sizes, strides, inside):
+    at = i
+    if sizes is not None:
+        at = tl.zeros_like(i)
+        rest = i
+        for d in tl.static_range(len(sizes)):
+            at += rest % sizes[d] * strides[d]
+            rest //= sizes[d]
+    return _to_compute(tl.load(p + at, mask=inside, other=0))
+
+
+@triton.jit
+def _to_compute(v):
+    return v if v.dtype == tl.float64 else v.to(tl.float32)
+
+
+@triton.jit
+def _activate(z, alpha, ACT: tl.constexpr):
+    if ACT == "relu":
+        return tl.where(z < 0, 0, z)
+    elif ACT == "lrelu":
+        return tl.where(z < 0, z * alpha, z)
+    elif ACT == "silu":
+        return z * tl.sigmoid(z)
+    elif ACT == "gelu":
+        return 0.5 * z * (1 + tl.erf(z * 0.70710678118654752))
+    elif ACT == "tanh":
+        return _tanh(z)
+    elif ACT == "sigmoid":
+        return tl.sigmoid(z)
+    else:
+        return z
+
+
+@triton.jit
+def _derivative(z, alpha, ACT: tl.constexpr):
+    if ACT == "relu":
+        return tl.where(z > 0, 1.0, 0.0).to(z.dtype)
+    elif ACT == "lrelu":
+        return tl.where(z > 0, 1.0, alpha)
+    elif ACT == "silu":
+        s = tl.sigmoid(z)
+        return s * (1 + z * (1 - s))
+    elif ACT == "gelu":
+        return 0.5 * (1 + tl.erf(z * 0.70710678118654752)) + z * 0.39894228040143268 * tl.exp(-0.5 * z * z)
+    elif ACT == "tanh":
+        t = _tanh(z)
+        return 1 - t * t
+    elif ACT == "sigmoid":
+        s = tl.sigmoid(z)
+        return s * (1 - s)
+    else:
+        return tl.full(z.shape, 1, z.dtype)
+
+
+@triton.jit
+def _tanh(z):
+    t = 2 * tl.sigmoid(2 * z) - 1
+    if z.dtype == tl.float64:
+        return t
+    s = z * z  # an odd polynomial where the difference would cancel
+    p = (((-5.70498872745e-3 * s + 2.06390887954e-2) * s - 5.37397155531e-2) * s + 1.33314422036e-1) * s
+    return tl.where(tl.abs(z) < 0.625, z + z * s * (p - 3.33332819422e-1), t)
