@@ -1,5 +1,6 @@
 """Fixtures of every test."""
 
+import importlib.util
 import os
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 # Triton's kernels run on CPU tensors where there is no GPU. Triton reads this when a kernel is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    import triton_interpreter
+
+    triton_interpreter.repair()
 
 from imagegen import _library
 

@@ -1,0 +1,100 @@
+// Runs CUDA kernels on the CPU, so that tests can check them without a GPU.
+//
+// A .cu file compiled as C++ with `-include cuda_sim.h` keeps NVIDIA's own headers for the types (dim3,
+// __nv_bfloat16, ...) and gets from here what only device compilers know: threadIdx, barriers, warp shuffles, shared
+// memory. Each CUDA thread of a block is a fiber; a barrier or shuffle parks it until the others it waits for are
+// there. Blocks run one after another. Which warp runs ahead of the others, SIM_ORDER says: see README.md.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#undef __shared__
+#define __shared__ static  // blocks run one after another
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
+
+namespace cuda_sim {
+
+struct Coordinates {
+  uint3 thread, block;
+  dim3 block_dim, grid_dim;
+};
+
+// Of the running thread.
+const Coordinates& here();
+int lane();
+void* dynamic_shared();
+
+void block_barrier();
+void warp_barrier(unsigned mask);  // orders memory, as __syncwarp does
+
+// Every lane of mask shows its bytes; afterwards peer(l) is what lane l showed, until exchange_end().
+void exchange_begin(unsigned mask, const void* data, size_t bytes);
+const void* peer(int lane);
+void exchange_end(unsigned mask);
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+template <class T>
+T shuffle(unsigned mask, T value, int from) {
+  exchange_begin(mask, &value, sizeof value);
+  std::memcpy(&value, peer(from), sizeof value);
+  exchange_end(mask);
+  return value;
+}
+
+}  // namespace cuda_sim
+
+#define threadIdx (::cuda_sim::here().thread)
+#define blockIdx (::cuda_sim::here().block)
+#define blockDim (::cuda_sim::here().block_dim)
+#define gridDim (::cuda_sim::here().grid_dim)
+
+inline void __syncthreads() {
+  cuda_sim::block_barrier();
+}
+inline void __syncwarp(unsigned mask = ~0u) {
+  cuda_sim::warp_barrier(mask);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T v, int from) {
+  return cuda_sim::shuffle(mask, v, from % 32);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int x) {
+  return cuda_sim::shuffle(mask, v, cuda_sim::lane() ^ x);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T v, int by) {
+  const int l = cuda_sim::lane();
+  return cuda_sim::shuffle(mask, v, l + by < 32 ? l + by : l);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T v, int by) {
+  const int l = cuda_sim::lane();
+  return cuda_sim::shuffle(mask, v, l >= by ? l - by : l);
+}
+template <class T>
+T atomicAdd(T* p, std::common_type_t<T> v) {
+  const T old = *p;  // fibers of one thread: nothing comes between
+  *p = old + v;
+  return old;
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline float __expf(float x) {
+  return std::exp(x);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+#define rsqrtf(x) (1.f / std::sqrt(x))

@@ -1,0 +1,60 @@
+"""Compiles a Triton kernel for NVIDIA architectures without a GPU, and says what it takes of each.
+
+compile_kernel() runs this file in a process of its own, without TRITON_INTERPRET.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100)
+
+
+def compile_kernel(module, kernel, variants):
+    """The resources of every variant on every architecture: registers, stack and local (spilled) bytes, PTX loads.
+
+    A variant is {"signature": {argument: type}, "constants": {argument: value}, "divisible": [argument, ...]}: the last
+    are multiples of 16, as torch's allocations are.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "1"}
+    job = json.dumps([module, kernel, variants])
+    done = subprocess.run([sys.executable, __file__], input=job, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def _compile(kernel, architecture, signature, constants, divisible):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {k: tuple(v) if isinstance(v, list) else v for k, v in signature.items()}
+    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+
+    dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.check_output([dump, "--dump-resource-usage", file.name], text=True)
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups()
+    return {
+        "architecture": architecture,
+        "registers": int(registers),
+        "stack": int(stack),
+        "local": int(local),
+        "loads": re.findall(r"ld\.global\.(\S+)", compiled.asm["ptx"]),
+    }
+
+
+if __name__ == "__main__":
+    module, name, variants = json.load(sys.stdin)
+    kernel = getattr(importlib.import_module(module), name)
+    print(json.dumps([[_compile(kernel, a, **variant) for a in ARCHITECTURES] for variant in variants]))
