@@ -35,7 +35,7 @@ struct Bf16Dot {
 // Calls f.template operator()<E>() with the product for elements S and a sum over this many channels. Sums of few
 // channels stay in float: their rounding errors do not average out, and they cost little.
 template <class S, class F>
-INLINE void dispatch_dot(int64_t channels, const F& f) {
+INLINE void dispatch_dot([[maybe_unused]] int64_t channels, const F& f) {
   if constexpr (sizeof(S) == 8) return f.template operator()<DoubleDot>();
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<S, bf16>)

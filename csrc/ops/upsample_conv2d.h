@@ -18,13 +18,13 @@ inline UpsampleConv2dShape check_upsample_conv2d(const Tensor& x, const Tensor& 
   constexpr const char* op = "upsample_conv2d";
   check_dtype(op, "x", x);
   IMAGEGEN_CHECK(x.dim() == 4, op, ": x must have shape (B, C, H, W), got ", shape_string(x));
+  check_same_device(op, "weight", weight, x);
   check_same_dtype(op, "weight", weight, x);
   IMAGEGEN_CHECK(weight.dim() == 4, op, ": weight must have shape (Cout, C, 3, 3), got ", shape_string(weight));
   const UpsampleConv2dShape s{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0)};
-  IMAGEGEN_CHECK(weight.size(1) == s.cin && weight.size(2) == 3 && weight.size(3) == 3, op,
-                 ": weight must have shape (", s.cout, ", ", s.cin, ", 3, 3) to match x ", shape_string(x), ", got ",
-                 shape_string(weight));
+  check_shape(op, "weight", weight, {s.cout, s.cin, 3, 3}, x);
   if (bias) {
+    check_same_device(op, "bias", *bias, x);
     check_same_dtype(op, "bias", *bias, x);
     IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == s.cout, op, ": bias must have shape (", s.cout,
                    ",) to match weight ", shape_string(weight), ", got ", shape_string(*bias));
@@ -36,6 +36,7 @@ inline UpsampleConv2dShape check_upsample_conv2d(const Tensor& x, const Tensor& 
 inline UpsampleConv2dShape check_upsample_conv2d_backward_input(const Tensor& grad, const Tensor& weight) {
   constexpr const char* op = "upsample_conv2d_backward_input";
   check_dtype(op, "grad", grad);
+  check_same_device(op, "weight", weight, grad);
   check_same_dtype(op, "weight", weight, grad);
   IMAGEGEN_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, op,
                  ": weight must have shape (Cout, C, 3, 3), got ", shape_string(weight));
@@ -48,6 +49,7 @@ inline UpsampleConv2dShape check_upsample_conv2d_backward_input(const Tensor& gr
 inline UpsampleConv2dShape check_upsample_conv2d_backward_weight(const Tensor& grad, const Tensor& x) {
   constexpr const char* op = "upsample_conv2d_backward_weight";
   check_dtype(op, "x", x);
+  check_same_device(op, "grad", grad, x);
   check_same_dtype(op, "grad", grad, x);
   IMAGEGEN_CHECK(x.dim() == 4, op, ": x must have shape (B, C, H, W), got ", shape_string(x));
   IMAGEGEN_CHECK(

@@ -61,7 +61,7 @@ def _check(x, weight, bias, activation):
 
 
 def _native(x, weight, bias, activation):
-    op = torch.ops.imagegen.upsample_conv2d
+    op = torch.ops.imagegen.upsample_conv2d.default
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if needs_grad and activation != "linear":
         # The fused activation leaves nothing to differentiate it by: apart, it costs a pass over y in training, and
@@ -139,9 +139,7 @@ def _backward_of_backward_weight(ctx, grad_weight):
     )
 
 
-_library.register(
-    "upsample_conv2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2)
-)
+_library.register("upsample_conv2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2))
 _library.register(
     "upsample_conv2d_backward_input",
     fake=_fake_backward_input,

@@ -374,6 +374,8 @@ ERRORS = {
         "weight must have shape (6, 3, 3, 3) to match x (2, 3, 4, 5), got (6, 3, 5, 5)",
         (X, torch.zeros(6, 3, 5, 5), B),
     ),
+    "weight device": (ValueError, "weight must be on x's device cpu, got meta", (X, W.to("meta"), B)),
+    "weight type": (TypeError, "weight must be a tensor, got int", (X, 1, B)),
     "bias dtype": (TypeError, "bias must have x's dtype torch.float32, got torch.float16", (X, W, B.half())),
     "bias shape": (ValueError, "bias must have shape (6,) to match weight (6, 3, 3, 3), got (5,)", (X, W, B[1:])),
 }
@@ -382,12 +384,8 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
     error, message, args = ERRORS[name]
-    check_error(
-        error,
-        f"upsample_conv2d: {message}",
-        lambda: ops.upsample_conv2d(*args),
-        lambda: native.upsample_conv2d(*args, "linear"),
-    )
+    operator = None if name in ("weight device", "weight type") else lambda: native.upsample_conv2d(*args, "linear")
+    check_error(error, f"upsample_conv2d: {message}", lambda: ops.upsample_conv2d(*args), operator)
 
 
 def test_activation_error():
