@@ -1,6 +1,6 @@
 import torch
 
-from ._optional import require
+from .._optional import require
 from .memory import Images
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ._optional import require
+from .._optional import require
 from .memory import to_float
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

@@ -1,6 +1,6 @@
 """A progress bar that costs an import only where one is shown."""
 
-from ..data._optional import require
+from .._optional import require
 
 
 def progress_bar(iterable, show, description, **options):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from ..data._optional import require
+from .._optional import require
 
 _GAP = 8
 

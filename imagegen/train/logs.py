@@ -1,6 +1,6 @@
 """TensorBoard logs, or none."""
 
-from ..data._optional import require
+from .._optional import require
 
 
 class Logs:

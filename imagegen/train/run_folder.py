@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import models
-from ..data._optional import require
+from .._optional import require
 from .recipe import Recipe
 
 _DESCRIPTION, _MODEL, _CHECKPOINT = "run.json", "model.safetensors", "checkpoint.safetensors"
