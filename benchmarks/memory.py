@@ -1,7 +1,8 @@
 """Peak memory one forward takes beyond its inputs and its output.
 
 On the CPU this is the resident set of a fresh process, since kernels may allocate outside torch: nothing is left
-over from other calls, so weights transformed on the first call and workspaces kept for the next count too. Linux only.
+over from other calls, so workspaces kept for the next call count too. Transformed weights that stay in memory until the
+weight changes are told apart: they belong to the model as its weights do. Linux only.
 The kernel counts pages in batches; differences below a quarter of a MiB mean nothing.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from imagegen import _library
+
 from . import suite
 from .contestant import Contestant
 
@@ -25,11 +28,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MAL
 
 
 def peak_extra(case, provider, layout):
-    """Bytes; None where this system cannot tell or the provider fails."""
+    """(bytes that come and go, bytes of transformed weights that stay); None where this system cannot tell."""
     if case.device == "cuda":
-        return _cuda_peak(case, provider, layout)
+        return _cuda_peak(case, provider, layout), 0
     if not CLEAR_REFS.exists():
-        return None
+        return None, None
     question = json.dumps([dataclasses.asdict(case), provider, layout])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", question],
@@ -38,7 +41,7 @@ def peak_extra(case, provider, layout):
         capture_output=True,
         text=True,
     )
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+    return tuple(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else (None, None)
 
 
 def _cpu_peak(case, provider, layout):
@@ -49,11 +52,16 @@ def _cpu_peak(case, provider, layout):
     if provider == "compile":
         contestant.call()  # compiles, which takes memory that is not the kernel's
     _give_back_free_memory()
-    resident, code = _status("VmRSS"), _status("RssFile")
+    resident, code, kept = _status("VmRSS"), _status("RssFile"), _kept_weights()
     CLEAR_REFS.write_text(RESET_PEAK)
     (y,) = contestant.call()
     code = _status("RssFile") - code  # pages of libraries first used now: not the kernel's memory
-    return max(0, _status("VmHWM") - resident - code - y.untyped_storage().nbytes())
+    kept = _kept_weights() - kept
+    return max(0, _status("VmHWM") - resident - code - y.untyped_storage().nbytes() - kept), kept
+
+
+def _kept_weights():
+    return _library._C.weight_cache_bytes() if _library._C else 0
 
 
 def _give_back_free_memory():
@@ -81,7 +89,7 @@ def _cuda_peak(case, provider, layout):
 def _answer(question):
     fields, provider, layout = json.loads(question)
     case = suite.Case(**{**fields, "shape": tuple(fields["shape"])})
-    print(_cpu_peak(case, provider, layout))
+    print(json.dumps(_cpu_peak(case, provider, layout)))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def conditions(result):
     lines.append(
         "- Providers are interleaved; ms is the median with p20 to p80; a ratio is the median of the ratios of the "
         "same round, against the other provider's better memory format; extra memory is the peak of one forward beyond "
-        "inputs and output; a row that failed its check against float64 has no ratio."
+        "inputs and output, kept memory the transformed weights that stay until the weight changes; a row that failed "
+        "its check against float64 has no ratio."
     )
     return "\n".join(lines)
 
@@ -98,7 +99,7 @@ def row_table(rows):
     """One line per provider and layout."""
     rivals = _rivals(rows)
     head = ["shape", "provider", "layout", "ms", "p20 to p80", *(f"x {rival}" for rival in rivals)]
-    head += ["GFLOP/s", "GB/s", "of the roofline", "extra MiB", "error"]
+    head += ["GFLOP/s", "GB/s", "of the roofline", "extra MiB", "kept MiB", "error"]
     return head, [_line(row, rivals) for row in rows]
 
 
@@ -167,11 +168,16 @@ def _line(row, rivals):
     ratios = [f"{row['speedup'][r]['ratio']:.2f}" if r in row["speedup"] else "" for r in rivals]
     line = [row["label"], row["provider"], row["layout"], _ms(row.get("median_ms"))]
     if "median_ms" not in row:
-        return [*line, "", *ratios, "", "", "", "", _error(row)]
+        return [*line, "", *ratios, "", "", "", "", "", _error(row)]
     seconds = row["median_ms"] / 1e3
     line += [f"{_ms(row['p20_ms'])} to {_ms(row['p80_ms'])}", *ratios]
     line += [f"{row['flop'] / seconds / 1e9:.0f}", f"{row['bytes'] / seconds / 1e9:.1f}"]
-    line += [f"{row['roofline_fraction']:.0%} {row['bound']}", _mib(row["extra_bytes"]), _error(row)]
+    line += [
+        f"{row['roofline_fraction']:.0%} {row['bound']}",
+        _mib(row["extra_bytes"]),
+        _mib(row["kept_bytes"]),
+        _error(row),
+    ]
     return line
 
 

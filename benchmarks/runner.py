@@ -57,7 +57,7 @@ def run_case(case, *, seconds, skip=(), with_memory=True):
     rows = [{**_row(c, times.get(c)), "speedup": speedups(c, times)} for c in contestants]
     if with_memory and case.direction == "forward":
         for row in rows:
-            row["extra_bytes"] = memory.peak_extra(case, row["provider"], row["layout"])
+            row["extra_bytes"], row["kept_bytes"] = memory.peak_extra(case, row["provider"], row["layout"])
     return rows
 
 
@@ -120,6 +120,7 @@ def _row(c, times):
         "flop_made": passes * bench.flops_made(case.shape, c.name),
         "bytes": bench.bytes_moved(case.shape, suite.DTYPES[case.dtype].itemsize, case.direction),
         "extra_bytes": None,
+        "kept_bytes": None,
     }
     if times:
         seconds = timing.median(times)

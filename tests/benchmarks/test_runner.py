@@ -6,6 +6,7 @@ import torch
 from benchmarks import contestant, environment, memory, runner, suite
 from benchmarks.ops import bench_bias_act, bench_group_norm
 from benchmarks.suite import Case, Provider
+from imagegen import _library
 
 OPS = suite.find("ops")
 
@@ -121,8 +122,19 @@ def test_memory_counts_what_torch_does_not_know_of(monkeypatch):
         return bench_bias_act.plain(x, b) + extra[0] - 1
 
     monkeypatch.setitem(bench_bias_act.PROVIDERS, "imagegen", Provider(hungry))
-    peak = memory._cpu_peak(Case("ops", "bias_act", (1, 64, 64), "float32", "forward", 1, "cpu"), "imagegen", "nchw")
+    case = Case("ops", "bias_act", (1, 64, 64), "float32", "forward", 1, "cpu")
+    peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
     assert 8 << 20 <= peak < 12 << 20
+    assert kept == 0
+
+
+@pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+def test_memory_tells_kept_weights_apart():
+    _library._C.clear_weight_cache()
+    case = Case("ops", "upsample_conv2d", (1, 256, 256, 16), "float32", "forward", 1, "cpu")
+    peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
+    assert kept == 25 * 256 * 256 * 4
+    assert peak < 4 << 20
 
 
 def test_the_environment_names_no_folder():
