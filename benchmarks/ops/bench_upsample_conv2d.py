@@ -29,9 +29,10 @@ GRADIENTS = ("x", "weight", "bias")
 TOLERANCE = 1e-5
 NOTE = (
     "FLOP: the plain count, 36 multiply-adds per low-resolution pixel, Ci and Co. The roofline counts what a provider "
-    "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 16 to at most four channels). "
-    "A backward counts twice a forward. `fold` is one ConvTranspose2d (kernel 4, stride 2, padding 1), its weights folded once before the clock "
-    "starts, in training too. In forward+backward the weights are touched before every call, as an optimiser would."
+    "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 16 to at most four "
+    "channels). A backward counts twice a forward. `fold` is one ConvTranspose2d (kernel 4, stride 2, padding 1), its "
+    "weights folded once before the clock starts, in training too. In forward+backward the weights are touched before "
+    "every call, as an optimiser would."
 )
 
 
