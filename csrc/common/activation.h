@@ -5,6 +5,6 @@ namespace imagegen {
 
 enum class Activation : int { linear, relu, lrelu, silu, gelu, tanh, sigmoid };
 
-constexpr float kLreluSlope = 0.2f;
+constexpr double kLreluSlope = 0.2;
 
 }  // namespace imagegen
