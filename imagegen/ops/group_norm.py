@@ -1,15 +1,37 @@
 """Group normalisation with scale, shift and activation in the same pass."""
 
+import torch
+
 from .. import _library
 from . import _backend, eager
 from ._activation import check_activation
 from ._check import check_dtype, check_same_device, check_shape
+from ._layout import memory_format
 
 
 def group_norm(
     x, num_groups, weight=None, bias=None, *, eps=1e-5, scale=None, shift=None, activation="linear", backend=None
 ):
-    """Normalise each group of channels of each image, then scale, shift and activate."""
+    """Normalise each group of channels of each image, then apply an affine map, scale, shift and activation.
+
+        xhat = (x - mean) / sqrt(var + eps)              mean, var over each group of C / num_groups channels
+        y = act((xhat * weight + bias) * (1 + scale) + shift)
+
+    Args:
+        x: (B, C, ...) of 2 to 10 axes; float32, bfloat16, float16 or float64.
+        num_groups: divisor of C; 1 is layer normalisation of each image, C is instance normalisation.
+        weight, bias: (C,) or None, in x's dtype or float32.
+        eps: added to the variance.
+        scale, shift: (B, C) or None, in x's dtype or float32; what a time or class embedding modulates.
+        activation: "linear", "relu", "lrelu", "silu", "gelu", "tanh" or "sigmoid".
+        backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
+
+    Returns: a tensor of x's shape and dtype, channels_last where x is, else contiguous.
+    Gradients: of any order, in x, weight, bias, scale and shift; beyond the first in plain PyTorch.
+    Raises: ValueError or TypeError that names the argument.
+    Equivalent to: act(F.group_norm(x, num_groups, weight, bias, eps) * (1 + scale) + shift)
+    Source: Wu and He, "Group Normalization", 2018; scale and shift: Perez et al., "FiLM", 2018.
+    """
     _check(x, num_groups, weight, bias, eps, scale, shift, activation)
     run = _backend.choose("group_norm", _IMPLEMENTATIONS, backend, x)
     return run(x, num_groups, weight, bias, float(eps), scale, shift, activation)
@@ -17,8 +39,8 @@ def group_norm(
 
 def _check(x, num_groups, weight, bias, eps, scale, shift, activation):
     check_dtype("group_norm", "x", x)
-    if x.dim() < 2:
-        raise ValueError(f"group_norm: x must have shape (B, C, ...), got {tuple(x.shape)}")
+    if not 2 <= x.dim() <= 10:
+        raise ValueError(f"group_norm: x must have shape (B, C, ...) of at most 10 axes, got {tuple(x.shape)}")
     if num_groups < 1 or x.size(1) % num_groups:
         raise ValueError(f"group_norm: num_groups must divide x's {x.size(1)} channels, got {num_groups}")
     for argument, t, shape in (
@@ -28,7 +50,8 @@ def _check(x, num_groups, weight, bias, eps, scale, shift, activation):
         ("shift", shift, x.shape[:2]),
     ):
         if t is not None:
-            check_dtype("group_norm", argument, t)
+            if t.dtype not in (x.dtype, torch.float32):
+                raise TypeError(f"group_norm: {argument} must have x's dtype {x.dtype} or torch.float32, got {t.dtype}")
             check_same_device("group_norm", argument, t, x)
             check_shape("group_norm", argument, t, shape, x)
     if not eps >= 0:
@@ -36,4 +59,66 @@ def _check(x, num_groups, weight, bias, eps, scale, shift, activation):
     check_activation("group_norm", "activation", activation)
 
 
-_IMPLEMENTATIONS = {"eager": eager.group_norm}
+def _native(x, num_groups, weight, bias, eps, scale, shift, activation):
+    return torch.ops.imagegen.group_norm(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+
+
+def _statistics(x, shape):
+    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _fake(x, num_groups, weight, bias, eps, scale, shift, activation):
+    y = torch.empty_like(x, memory_format=memory_format(x))
+    return y, *(_statistics(x, (x.size(0), num_groups)) for _ in range(2))
+
+
+def _fake_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    return dx, *(_statistics(x, x.shape[:2]) for _ in range(2))
+
+
+def _setup_context(ctx, inputs, output):
+    x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
+
+
+def _backward(ctx, grad, _grad_mean, _grad_rstd):
+    x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 5, 6)]
+    if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
+        # Views, so that one tensor passed in two places gets the gradient of each.
+        tensors = [t if t is None else t.view_as(t) for t in (x, weight, bias, scale, shift)]
+        x, weight, bias, scale, shift = tensors
+        y = eager.group_norm(x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation)
+        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+        gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+        dx, dweight, dbias, dscale, dshift = (next(gradients) if need else None for need in needs)
+    else:
+        dx, dz, dz_xhat = torch.ops.imagegen.group_norm_backward(
+            grad, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
+        )
+        dweight, dbias, dscale, dshift = _factor_gradients(needs[1:], dz, dz_xhat, weight, bias, scale, shift)
+    return dx, None, dweight, dbias, None, dscale, dshift, None
+
+
+def _factor_gradients(needs, dz, dz_xhat, weight, bias, scale, shift):
+    """From the sums over pixels of dz and of dz * xhat, each (B, C); z is the argument of the activation."""
+    dweight = dbias = dscale = dshift = None
+    if needs[0]:
+        dweight = (dz_xhat if scale is None else dz_xhat * (1 + scale)).sum(0).to(weight.dtype)
+    if needs[1]:
+        dbias = (dz if scale is None else dz * (1 + scale)).sum(0).to(bias.dtype)
+    if needs[2]:
+        dscale = dz_xhat if weight is None else dz_xhat * weight
+        dscale = (dscale if bias is None else dscale + dz * bias).to(scale.dtype)
+    if needs[3]:
+        dshift = dz.to(shift.dtype)
+    return dweight, dbias, dscale, dshift
+
+
+_library.register("group_norm", fake=_fake, setup_context=_setup_context, backward=_backward)
+_library.register("group_norm_backward", fake=_fake_backward, setup_context=None, backward=None)
+
+_IMPLEMENTATIONS = {"eager": eager.group_norm, "cpu": _native}

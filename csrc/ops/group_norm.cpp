@@ -1,0 +1,12 @@
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(imagegen, m) {
+  m.def(
+      "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
+      "str activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+  // With z the argument of the activation and dz its gradient: the gradient of x, and per image and channel the sums
+  // of dz and of dz times the normalised x, from which the gradients of weight, bias, scale and shift follow.
+  m.def(
+      "group_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, "
+      "Tensor? bias, Tensor? scale, Tensor? shift, str activation) -> (Tensor dx, Tensor sum_dz, Tensor sum_dz_xhat)");
+}
