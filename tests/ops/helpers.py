@@ -99,11 +99,12 @@ LAYOUTS = {
 
 
 def backends(op):
-    """pytest parameters (backend, device), eager left out; a backend that can't run here is skipped and says why."""
+    """pytest parameters (backend, device), of the op's implementations but eager; one that can't run here is skipped and says why."""
     parameters = []
-    for backend in _backend.NAMES[1:]:
+    implementations = _backend.implementations(op)
+    for backend in [name for name in _backend.NAMES[1:] if name in implementations]:
         device = "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
-        reason = _backend.why_not(op, _backend.implementations(op), backend, device)
+        reason = _backend.why_not(op, implementations, backend, device)
         if reason is None and device == "cuda" and not torch.cuda.is_available():
             reason = "no CUDA device is available to torch"
         marks = [pytest.mark.skip(reason=reason)] if reason else []
