@@ -99,7 +99,7 @@ LAYOUTS = {
 
 
 def backends(op):
-    """pytest parameters (backend, device), of the op's implementations but eager; one that can't run here is skipped and says why."""
+    """pytest parameters (backend, device) of every implementation but eager; one that can't run here says why."""
     parameters = []
     implementations = _backend.implementations(op)
     for backend in [name for name in _backend.NAMES[1:] if name in implementations]:
