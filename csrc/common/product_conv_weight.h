@@ -134,9 +134,9 @@ class ProductConvWeight {
       const T* wide = swap ? x : d;
       const int64_t row_stride = swap ? d_stride : x_stride, wide_stride = swap ? x_stride : d_stride;
       const bool last = first + block >= tiles;
-      parallel_for(panels * groups.count, 1, [&](int64_t begin, int64_t end) {
+      parallel_claim(panels * groups.count, [&](const auto& claim) {
         T* const scratch = static_cast<T*>(workspace((kSums + kPanel * kRows * 9 + L) * sizeof(T)));
-        for (int64_t item = begin; item < end; ++item) {
+        for (int64_t item; (item = claim()) < panels * groups.count;) {
           const int64_t panel = item / groups.count, g = item % groups.count;
           T* const to = n_sums ? sums + item * kSums : scratch;
           const auto kernel = n_wide - panel * kPanel > L ? accumulate_for_rows<T, 2>(groups.rows(g))

@@ -26,9 +26,10 @@ class FewChannels {
     const size_t bytes = p.cin * kCout * 16 * sizeof(T);
     T* const weights = static_cast<T*>(allocate(bytes));
     fold(w, weights);
-    parallel_for(p.batch * bands * columns, 1, [&](int64_t begin, int64_t end) {
+    const int64_t items = p.batch * bands * columns;
+    parallel_claim(items, [&](const auto& claim) {
       T* const stage = static_cast<T*>(workspace(p.cin * (rows + 2) * kWidth * sizeof(T)));
-      for (int64_t item = begin; item < end; ++item) {
+      for (int64_t item; (item = claim()) < items;) {
         const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
         const int64_t height = min(rows, p.in_h - h0), width = min(kColumns, p.in_w - w0);
         fill(stage, b, h0, w0, height, width);
