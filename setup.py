@@ -9,28 +9,22 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from backend import cxx_compiler, torch_folder
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
-def torch_root():
-    """The folder of a torch with the stable ABI's headers: this environment's, else the one pip builds for."""
-    spec = importlib.util.find_spec("torch")  # found, not imported
-    roots = [Path(spec.origin).parent] if spec and spec.origin else []
-    roots += [Path(sysconfig.get_path(p)) / "torch" for p in ("purelib", "platlib")]
-    for root in roots:
-        if (root / "include/torch/csrc/stable").is_dir():
-            return root
-    raise SystemExit("imagegen: torch >= 2.10 is needed to build; install it first: pip install torch")
+def tool(name):
+    """Where cmake or ninja is; pip puts them beside Python, which need not be on PATH."""
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
-def cxx_compiler():
-    asked = os.environ.get("CXX")
-    return (
-        shutil.which(shlex.split(asked)[0])
-        if asked
-        else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    )
+def run(*command):
+    if subprocess.run(command).returncode:
+        raise SystemExit(
+            "imagegen: the build failed, the reason is above. Where it is the CUDA compiler's, "
+            "CMAKE_ARGS=-DIMAGEGEN_CUDA=OFF builds the CPU kernels alone."
+        )
 
 
 class CMakeBuild(build_ext):
@@ -45,21 +39,28 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, ext):
+        cmake, ninja, torch = tool("cmake"), tool("ninja"), torch_folder()
+        if not (cmake and ninja and torch and importlib.util.find_spec("pybind11")):
+            raise SystemExit("imagegen: building needs 'torch>=2.10' 'cmake>=3.24' ninja 'pybind11>=2.12' installed")
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         source = Path(__file__).resolve().parent
         # An editable install keeps its build folder, so that the next one compiles only what changed.
         build = source / "build/editable" if self.editable_mode else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # All that an earlier configuration may have left in CMake's cache and that is not to be inherited: tools in
+        # an isolated environment that is gone, options that CMAKE_ARGS no longer names.
         options = [
             "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTORCH_ROOT={torch_root()}",
+            f"-DTORCH_ROOT={torch}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            "-DIMAGEGEN_CUDA=AUTO",
+            "-UCMAKE_CUDA_ARCHITECTURES",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        subprocess.check_call(["cmake", "-S", source, "-B", build, "-G", "Ninja", *options])
-        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
-        subprocess.check_call(["cmake", "--build", build, "--parallel", jobs])
+        run(cmake, "-S", source, "-B", build, "-G", "Ninja", *options)
+        run(cmake, "--build", build, "--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count())))
 
 
 setup(ext_modules=[Extension("imagegen._C", [])], cmdclass={"build_ext": CMakeBuild})
