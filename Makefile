@@ -4,8 +4,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+CPP = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
+
+# Whatever environment is active and whatever PYTHONPATH names, .venv is what runs.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .PHONY: demo test test-all lint format bench clean
 
@@ -39,9 +42,9 @@ clean:
 $(VENV)/.dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=2.12"
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable ".[test,lint]"
+	$(PIP) --no-build-isolation --editable ".[test,lint]"
 	touch $@
 
 $(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --no-deps --editable .
+	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@

@@ -1,15 +1,20 @@
 """Loads the compiled library, once, and remembers why it is missing where it is."""
 
+import importlib
+
 import torch
 
 try:
-    from . import _C
-except ImportError as error:
+    _C = importlib.import_module("._C", __package__)
+except ModuleNotFoundError:
     _C = None
     load_error = (
-        f"the compiled kernels are not there ({error}); reinstall with a C++ compiler at hand: "
-        "pip install --no-cache-dir imagegen"
+        "the compiled kernels are not there: no C++ compiler was found when imagegen was installed. "
+        "Install one, then imagegen again with pip install --force-reinstall --no-deps --no-cache-dir"
     )
+except ImportError as error:
+    _C = None
+    load_error = f"the compiled kernels are not there: they do not load beside torch {torch.__version__} ({error})"
 else:
     load_error = None
 
@@ -35,7 +40,7 @@ def why_missing(name, backend):
     if f"imagegen::{name}" in _compiled[backend]:
         return None
     if backend == "cuda" and not _C.cuda_architectures():
-        return "this build has no CUDA kernels: nvcc was not found when it was compiled"
+        return "this build has no CUDA kernels: nvcc was not found when it was compiled, or IMAGEGEN_CUDA was OFF"
     return f"{name} has no {backend} kernel yet"
 
 

@@ -18,7 +18,8 @@ def _lines(verbose):
     else:
         c = _library._C
         yield f"CPU kernels: {c.cpu_capability()} (this machine has {', '.join(c.cpu_capabilities())})"
-        yield f"CUDA kernels: {c.cuda_architectures() or 'none: nvcc was not found when this was built'}"
+        none = "none: nvcc was not found when this was built, or IMAGEGEN_CUDA was OFF"
+        yield f"CUDA kernels: {c.cuda_architectures() or none}"
         if verbose:
             yield f"compiler: {c.compiler()}, for torch {c.torch_target()} and later"
     if _backend.forced:
