@@ -14,7 +14,7 @@ def info(*, verbose=False):
 def _lines(verbose):
     yield f"imagegen on torch {torch.__version__}"
     if _library.load_error:
-        yield f"compiled kernels: {_library.load_error}"
+        yield _library.load_error
     else:
         c = _library._C
         yield f"CPU kernels: {c.cpu_capability()} (this machine has {', '.join(c.cpu_capabilities())})"
@@ -38,4 +38,6 @@ def _state(op, backend):
     if backend == "triton" and torch.cuda.is_available():
         device = "cuda"
     reason = _backend.why_not(op, _backend.implementations(op), backend, device)
+    if reason is not None and reason == _library.load_error:
+        reason = "the compiled kernels are not there: see above"
     return "; ".join(filter(None, (reason, note))) or "ready"
