@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 CPP = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
-SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
+SOURCES := setup.py build_backend/backend.py CMakeLists.txt $(shell find csrc -type f)
 
 # Whatever environment is active and whatever PYTHONPATH names, .venv is what runs.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
