@@ -93,8 +93,12 @@ INLINE double erf(double x) {
   return ::erf(x);
 }
 template <class T>
+INLINE T one_plus_exp_minus(T x) {
+  return T(1) + exp(-x);
+}
+template <class T>
 INLINE T sigmoid(T x) {
-  return T(1) / (T(1) + exp(-x));
+  return T(1) / one_plus_exp_minus(x);
 }
 
 // 16 bytes of elements: one load or store instruction.

@@ -17,6 +17,11 @@ constexpr int64_t kGrain = 32768;         // elements that are worth a thread
 // memory's traffic again (1.4x in all), while a smaller one is still in cache when the next layer reads it.
 constexpr int64_t kStreamedBytes = int64_t{12} << 20;
 
+// Groups up to this size keep dz between the sweeps of the backward: out of the caches it is
+// read again faster than worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for
+// that.
+constexpr int64_t kKeptBytes = int64_t{1} << 20;
+
 // Mean and centred sum of squares of n elements.
 struct Moments {
   double n, mean, m2;
@@ -178,6 +183,10 @@ struct GroupNorm {
     return static_cast<const S*>(p.grad) + b * p.grad_batch_stride + c * p.grad_c_stride;
   }
 
+  S* y_at(int64_t b, int64_t c) const {  // planar
+    return static_cast<S*>(p.y) + (b * p.channels + c) * p.pixels;
+  }
+
   // Whether y goes past the caches: it is large, and every vector of it lies at a multiple of its size.
   bool streams(int64_t run) const {
     const int64_t bytes = p.batch * p.channels * p.pixels * sizeof(S);
@@ -311,40 +320,50 @@ struct GroupNorm {
                  sum<T>(squares[0] + squares[1] + (squares[2] + squares[3])));
   }
 
-  template <Activation A>
+  // kKeep leaves dz in y, where planar_write finds it.
+  template <Activation A, bool kKeep>
   void planar_gradient_sums(int64_t b, int64_t g, int64_t piece, T* sums) const {
     for_channels(g, piece, [&](int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<false>(k, b * padded + c);
       Vec<T> dz{}, dz_d{};
-      for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t, int64_t length) {
+      for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
         const S *x = x_at(b, c) + x_offset, *grad = grad_at(b, c) + grad_offset;
+        [[maybe_unused]] S* y = y_at(b, c) + pixel;
         int64_t i = 0;
-        for (; i + L <= length; i += L) add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
-        if (i < length) add_gradient<A>(load(x + i, length - i), load(grad + i, length - i), kc, dz, dz_d);
+        for (; i + L <= length; i += L) {
+          const Vec<T> kept = add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
+          if constexpr (kKeep) store(y + i, kept);
+        }
+        if (i == length) return;
+        const int64_t rest = length - i;
+        const Vec<T> kept = add_gradient<A>(load(x + i, rest), load(grad + i, rest), kc, dz, dz_d);
+        if constexpr (kKeep) store(y + i, kept, rest);
       });
       *sums++ = sum<T>(dz);
       *sums++ = sum<T>(dz_d);
     });
   }
 
-  template <Activation A, bool kBackward, bool kStream>
+  template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
   void planar_write(int64_t b, int64_t g, int64_t piece) const {
+    constexpr Activation kRest = kKeep ? Activation::linear : A;  // dz is past the activation
     for_channels(g, piece, [&](int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<kBackward>(k, b * padded + c);
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
         const S *x = x_at(b, c) + x_offset, *grad = kBackward ? grad_at(b, c) + grad_offset : nullptr;
-        S* y = static_cast<S*>(p.y) + (b * p.channels + c) * p.pixels + pixel;
+        S* y = y_at(b, c) + pixel;
+        if constexpr (kKeep) grad = y;
         int64_t i = 0;
         for (; i + L <= length; i += L) {
           if constexpr (kBackward)
-            put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc));
+            put<kStream>(y + i, gradient<kRest, T>(load(x + i), load(grad + i), kc));
           else
             put<kStream>(y + i, normalise<A, T>(load(x + i), kc));
         }
         if (i == length) return;
         const int64_t rest = length - i;
         if constexpr (kBackward)
-          store(y + i, gradient<A, T>(load(x + i, rest), load(grad + i, rest), kc), rest);
+          store(y + i, gradient<kRest, T>(load(x + i, rest), load(grad + i, rest), kc), rest);
         else
           store(y + i, normalise<A, T>(load(x + i, rest), kc), rest);
       });
@@ -375,7 +394,9 @@ struct GroupNorm {
 
   template <Activation A>
   void planar_backward() {
-    const bool streamed = streams(p.size[p.dims - 1]);
+    constexpr bool kCanKeep = A != Activation::linear && sizeof(S) == sizeof(T);  // half precision would round dz
+    const bool keep = kCanKeep && group_elements * sizeof(S) <= kKeptBytes;
+    const bool streamed = !keep && streams(p.size[p.dims - 1]);
     const int64_t units = p.batch * p.groups, pieces = planar_pieces, width = 2 * piece_channels;
     Moments* none;
     T* sums;
@@ -385,7 +406,8 @@ struct GroupNorm {
         units, pieces, group_channels * p.pixels,
         [&](int64_t unit, int64_t piece) {
           T* out = sums + (unit * pieces + piece) * width;
-          planar_gradient_sums<A>(unit / p.groups, unit % p.groups, piece, out);
+          keep ? planar_gradient_sums<A, kCanKeep>(unit / p.groups, unit % p.groups, piece, out)
+               : planar_gradient_sums<A, false>(unit / p.groups, unit % p.groups, piece, out);
         },
         [&](int64_t unit) {
           const int64_t g = unit % p.groups;
@@ -401,8 +423,9 @@ struct GroupNorm {
           });
         },
         [&](int64_t unit, int64_t piece) {
-          streamed ? planar_write<A, true, true>(unit / p.groups, unit % p.groups, piece)
-                   : planar_write<A, true, false>(unit / p.groups, unit % p.groups, piece);
+          keep       ? planar_write<A, true, false, kCanKeep>(unit / p.groups, unit % p.groups, piece)
+          : streamed ? planar_write<A, true, true>(unit / p.groups, unit % p.groups, piece)
+                     : planar_write<A, true, false>(unit / p.groups, unit % p.groups, piece);
         });
   }
 
@@ -583,10 +606,11 @@ struct GroupNorm {
   }
 
   template <Activation A>
-  INLINE static void add_gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& kc, Vec<T>& dz_sum,
-                                  Vec<T>& dz_d_sum) {
+  INLINE static Vec<T> add_gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& kc, Vec<T>& dz_sum,
+                                    Vec<T>& dz_d_sum) {
     const Vec<T> d = x - kc.center, dz = g * activate_derivative<A, T>(d * kc.gain + kc.offset);
     dz_sum += dz, dz_d_sum += dz * d;
+    return dz;
   }
 };
 
