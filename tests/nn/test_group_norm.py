@@ -63,7 +63,4 @@ def test_trains(norm):
 
 
 def test_repr():
-    text = repr(nn.GroupNorm(4, 8, activation="silu"))
-    assert text == "GroupNorm(4, 8, eps=1e-05, affine=True, activation='silu')" or (
-        text.startswith("GroupNorm(4, 8, eps=1e-05, affine=True") and text.endswith("activation='silu')")
-    )
+    assert repr(nn.GroupNorm(4, 8, activation="silu")).endswith(", activation='silu')")
