@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,7 @@ def test_the_kernels_compile_for_arm64(configure, tmp_path):
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+        f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
     )
     assert status == 0, said
     assert "CPU kernels for baseline; " in said
