@@ -8,17 +8,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Each op's compiled kernel against its specification, for an installation without the tests.
-SMOKE = """
+# One call of each op, for an installation that has no tests.
+CALLS = """
 import torch, imagegen
 from imagegen import ops
 x = torch.randn(2, 8, 12, 10)
 calls = {
-    "bias_act": lambda backend: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
-    "group_norm": lambda backend: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
-    "upsample_conv2d": lambda backend: ops.upsample_conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
+    "bias_act": lambda backend=None: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
+    "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
+    "upsample_conv2d": lambda backend=None: ops.upsample_conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
 }
 assert set(calls) == set(ops.__all__), "give every op a call here"
+"""
+
+# Each compiled kernel against its specification.
+SMOKE = f"""{CALLS}
 for name, call in calls.items():
     torch.manual_seed(0)
     y = call("cpu")
