@@ -17,6 +17,11 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 from imagegen import _library
 
 
+def pytest_configure(config):
+    if _library.load_error:  # then every op falls back, also where modules and models call it
+        config.addinivalue_line("filterwarnings", "ignore:.* runs in eager PyTorch")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Fill uninitialised tensors with NaN, those of C++ empty_like included, so that an unwritten element shows."""
