@@ -64,7 +64,8 @@ def _run(function, tensors, gradients, weights=None):
     leaves = [t.detach().requires_grad_(gradients) if _floating(t) else t for t in tensors]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    weights = weights or [torch.randn_like(y) for y in outputs]
+    # Of one sign: gradients that are sums, a bias's above all, would otherwise cancel down to their rounding errors.
+    weights = weights or [torch.rand_like(y) + 0.5 for y in outputs]
     grads = ()
     if gradients:
         loss = sum((y * w).sum(dtype=torch.float64) for y, w in zip(outputs, weights, strict=True))
