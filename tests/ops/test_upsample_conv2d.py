@@ -172,6 +172,8 @@ def test_shift_equivariance():
     dtype=st.sampled_from(DTYPES),
 )
 def test_any_shape(shape, layout, dtype):
+    # Over a few elements, half precision is compared with eager's luck, not with eager's error.
+    hypothesis.assume(dtype == torch.float32 or min(shape[1:3]) >= 8)
     check(ours(), plain(), *make(shape, dtype, layout))
 
 
