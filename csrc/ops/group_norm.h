@@ -69,11 +69,6 @@ inline void check_group_norm(const Tensor& x, int64_t num_groups, double eps) {
   IMAGEGEN_CHECK(eps >= 0, "group_norm: eps must be at least 0, got ", eps);
 }
 
-// y takes channels_last where the channels of a 4-dimensional x are innermost, as imagegen/ops/_layout.py says.
-inline bool group_norm_channels_last(const Tensor& x) {
-  return x.dim() == 4 && x.size(1) > 1 && x.stride(1) == 1 && !x.is_contiguous();
-}
-
 // Whether the kernel can walk t as it is: along the channels, or along the innermost pixels.
 inline bool group_norm_walks(const Tensor& t, bool channels_innermost) {
   if (channels_innermost) return t.size(1) == 1 || t.stride(1) == 1;

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/cpu_capability.h"
+#include "common/layout.h"
 #include "common/memory.h"
 
 namespace imagegen {
@@ -44,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_cpu(const Tensor& x, int64_t num_g
                                                   const std::optional<Tensor>& scale,
                                                   const std::optional<Tensor>& shift, const std::string& activation) {
   check_group_norm(x, num_groups, eps);
-  const bool channels_last = group_norm_channels_last(x);
+  const bool channels_last = is_channels_last(x);
   const Tensor x_walked = walkable(x, channels_last, pixels_of(x));
   Tensor y =
       empty(x, x.sizes(), x.scalar_type(), channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward_cpu(
                    "group_norm: ", argument, " must be contiguous of shape ", shape, " and dtype ",
                    dtype_string(statistics_dtype(x)), ", got ", shape_string(t), " of ", dtype_string(t.scalar_type()));
   }
-  const bool channels_last = group_norm_channels_last(x);
+  const bool channels_last = is_channels_last(x);
   const Tensor x_walked = walkable(x, channels_last, pixels_of(x));
   const Tensor grad_walked = walkable(grad, channels_last, pixels_of(x));
   Tensor dx =
