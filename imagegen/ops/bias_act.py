@@ -91,6 +91,8 @@ def _backward(kernel):
         x_wants, b_wants = ctx.needs_input_grad[:2]
         dx = db = None
         if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
+            # Views, so that one tensor passed as both gets the gradient of each.
+            x, b = (t if t is None else t.view_as(t) for t in (x, b))
             y = eager.bias_act(x, b, *ctx.options)
             wanted = [t for t, wants in ((x, x_wants), (b, b_wants)) if wants]
             grads = list(torch.autograd.grad(y, wanted, grad, create_graph=True))

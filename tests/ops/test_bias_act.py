@@ -94,6 +94,15 @@ def test_shapes(backend, device, shape):
     assert compare(x, b, backend, dim=dim, act="lrelu").shape == shape
 
 
+@BACKENDS
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_one_tensor_as_both(backend, device, create_graph):
+    x = torch.randn(5, device=device, requires_grad=True)
+    y = bias_act(x, x, dim=0, act="tanh", backend=backend)
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=create_graph)
+    torch.testing.assert_close(grad, 2 * (1 - torch.tanh(2 * x) ** 2))
+
+
 @needs_library
 @settings(max_examples=200, deadline=None)
 @given(st.data())
