@@ -118,23 +118,23 @@ def test_weights_are_touched_before_a_training_call_only():
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="the peak of the resident set can be reset on Linux only")
 def test_memory_counts_what_torch_does_not_know_of(monkeypatch):
     def hungry(x, b):
-        extra = torch.ones(8 << 20, dtype=torch.uint8)
+        extra = torch.ones(64 << 20, dtype=torch.uint8)  # far above temporaries and whole huge pages
         return bench_bias_act.plain(x, b) + extra[0] - 1
 
     monkeypatch.setitem(bench_bias_act.PROVIDERS, "imagegen", Provider(hungry))
     case = Case("ops", "bias_act", (1, 64, 64), "float32", "forward", 1, "cpu")
     peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
-    assert 8 << 20 <= peak < 12 << 20
+    assert 63 << 20 <= peak < 80 << 20
     assert kept == 0
 
 
 @pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 def test_memory_tells_kept_weights_apart():
     _library._C.clear_weight_cache()
-    case = Case("ops", "upsample_conv2d", (1, 256, 256, 16), "float32", "forward", 1, "cpu")
+    case = Case("ops", "upsample_conv2d", (1, 512, 512, 8), "float32", "forward", 1, "cpu")
     peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
-    assert kept == 25 * 256 * 256 * 4
-    assert peak < 4 << 20
+    assert kept == 25 * 512 * 512 * 4
+    assert peak < kept / 3
 
 
 def test_the_environment_names_no_folder():
