@@ -48,14 +48,12 @@ namespace imagegen {
 inline GroupNormFactor group_norm_factor(const char* argument, const std::optional<Tensor>& t, const Tensor& x) {
   if (!t) return {};
   const bool per_image = argument[0] == 's';  // scale and shift
-  const std::string c = std::to_string(x.size(1));
-  const std::string shape = per_image ? "(" + std::to_string(x.size(0)) + ", " + c + ")" : "(" + c + ",)";
   IMAGEGEN_CHECK(t->scalar_type() == x.scalar_type() || t->scalar_type() == ScalarType::Float, "group_norm: ", argument,
                  " must have x's dtype ", dtype_string(x.scalar_type()), " or torch.float32, got ",
                  dtype_string(t->scalar_type()));
-  IMAGEGEN_CHECK(t->device() == x.device(), "group_norm: ", argument, " must be on x's device");
-  IMAGEGEN_CHECK(shape_string(*t) == shape, "group_norm: ", argument, " must have shape ", shape, " to match x ",
-                 shape_string(x), ", got ", shape_string(*t));
+  check_same_device("group_norm", argument, *t, x);
+  const int64_t batch = x.size(0), channels = x.size(1);
+  check_shape("group_norm", argument, *t, per_image ? std::vector{batch, channels} : std::vector{channels}, x);
   return {t->const_data_ptr(), check_dtype("group_norm", argument, *t), per_image ? t->stride(0) : 0,
           t->stride(per_image ? 1 : 0)};
 }
