@@ -1,7 +1,8 @@
 """Thin modules over the ops; each loads the state_dict of the torch module it replaces."""
 
 from .bias_act import BiasAct
+from .conv_transpose2d import ConvTranspose2d
 from .group_norm import GroupNorm
 from .upsample_conv2d import UpsampleConv2d
 
-__all__ = ["BiasAct", "GroupNorm", "UpsampleConv2d"]
+__all__ = ["BiasAct", "ConvTranspose2d", "GroupNorm", "UpsampleConv2d"]

@@ -15,6 +15,7 @@ from imagegen import ops
 x = torch.randn(2, 8, 12, 10)
 calls = {
     "bias_act": lambda backend=None: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
+    "conv_transpose2d": lambda backend=None: ops.conv_transpose2d(x, torch.randn(8, 6, 4, 4), backend=backend),
     "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
     "upsample_conv2d": lambda backend=None: ops.upsample_conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
 }
