@@ -74,14 +74,14 @@ def register(name, *, fake, setup_context=None, backward=None, autocast=()):
 def _autocast_kernel(name, device, positions):
     def cast_and_run(*args):
         dtype = torch.get_autocast_dtype(device)
-        args = [a.to(dtype) if i in positions and _castable(a) else a for i, a in enumerate(args)]
+        args = [a.to(dtype) if i in positions and castable(a) else a for i, a in enumerate(args)]
         with torch.autocast(device, enabled=False):
             return op(name)(*args)
 
     return cast_and_run
 
 
-def _castable(t):
+def castable(t):
     return t is not None and t.is_floating_point() and t.dtype != torch.float64  # torch's own rule
 
 

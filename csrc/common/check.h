@@ -63,8 +63,9 @@ inline Dtype check_dtype(const char* op, const char* argument, const Tensor& t) 
   }
 }
 
-inline void check_same_dtype(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
-  IMAGEGEN_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
+inline void check_same_dtype(const char* op, const char* argument, const Tensor& t, const Tensor& x,
+                             const char* name = "x") {
+  IMAGEGEN_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", argument, " must have ", name, "'s dtype ",
                  dtype_string(x.scalar_type()), ", got ", dtype_string(t.scalar_type()));
 }
 
@@ -72,9 +73,10 @@ inline std::string device_string(const Tensor& t) {
   return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
 }
 
-inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
-  IMAGEGEN_CHECK(t.device() == x.device(), op, ": ", argument, " must be on x's device ", device_string(x), ", got ",
-                 device_string(t));
+inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& x,
+                              const char* name = "x") {
+  IMAGEGEN_CHECK(t.device() == x.device(), op, ": ", argument, " must be on ", name, "'s device ", device_string(x),
+                 ", got ", device_string(t));
 }
 
 inline void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& shape,

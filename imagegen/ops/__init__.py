@@ -1,8 +1,9 @@
 """The ops: functions with keyword-only options, one module each."""
 
+from .attention import attention
 from .bias_act import bias_act
 from .conv_transpose2d import conv_transpose2d
 from .group_norm import group_norm
 from .upsample_conv2d import upsample_conv2d
 
-__all__ = ["bias_act", "conv_transpose2d", "group_norm", "upsample_conv2d"]
+__all__ = ["attention", "bias_act", "conv_transpose2d", "group_norm", "upsample_conv2d"]

@@ -16,15 +16,15 @@ def check_dtype(op, argument, t):
         raise TypeError(f"{op}: {argument} must be float32, bfloat16, float16 or float64, got {t.dtype}")
 
 
-def check_same_dtype(op, argument, t, x):
+def check_same_dtype(op, argument, t, x, name="x"):
     if t.dtype != x.dtype:
-        raise TypeError(f"{op}: {argument} must have x's dtype {x.dtype}, got {t.dtype}")
+        raise TypeError(f"{op}: {argument} must have {name}'s dtype {x.dtype}, got {t.dtype}")
 
 
-def check_same_device(op, argument, t, x):
+def check_same_device(op, argument, t, x, name="x"):
     check_tensor(op, argument, t)
     if t.device != x.device:
-        raise ValueError(f"{op}: {argument} must be on x's device {x.device}, got {t.device}")
+        raise ValueError(f"{op}: {argument} must be on {name}'s device {x.device}, got {t.device}")
 
 
 def check_shape(op, argument, t, shape, x):

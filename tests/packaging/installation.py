@@ -13,7 +13,9 @@ CALLS = """
 import torch, imagegen
 from imagegen import ops
 x = torch.randn(2, 8, 12, 10)
+q, k = torch.randn(2, 4, 9, 40), torch.randn(2, 2, 77, 40)
 calls = {
+    "attention": lambda backend=None: ops.attention(q, k, k, causal=True, backend=backend),
     "bias_act": lambda backend=None: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
     "conv_transpose2d": lambda backend=None: ops.conv_transpose2d(x, torch.randn(8, 6, 4, 4), backend=backend),
     "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),

@@ -1,8 +1,9 @@
 """The specification of every op in plain PyTorch: reference in tests, baseline in benchmarks, fallback everywhere."""
 
+from .attention import attention
 from .bias_act import bias_act
 from .conv_transpose2d import conv_transpose2d
 from .group_norm import group_norm
 from .upsample_conv2d import upsample_conv2d
 
-__all__ = ["bias_act", "conv_transpose2d", "group_norm", "upsample_conv2d"]
+__all__ = ["attention", "bias_act", "conv_transpose2d", "group_norm", "upsample_conv2d"]

@@ -1,0 +1,138 @@
+"""Scaled dot-product attention without a score matrix in memory."""
+
+import math
+
+import torch
+
+from .. import _library
+from . import _backend, eager
+from ._check import check_dtype, check_same_device, check_same_dtype
+from ._layout import empty_like_heads
+
+
+def attention(q, k, v, *, mask=None, causal=False, scale=None, backend=None):
+    """Attend from every query to the keys: a softmax over the keys weighs the values.
+
+        S[i, j] = scale * <q[i], k[j]> + mask[i, j]         -inf where a boolean mask is False, or causality forbids
+        out[i]  = sum_j exp(S[i, j]) v[j] / sum_j exp(S[i, j])
+
+    Args:
+        q: (B, H, Lq, D) of any strides with a unit last one, such as a view of (B, Lq, H*D) or of a fused (B, Lq, 3, H,
+            D) projection; float32, bfloat16, float16 or float64; D from 1 to 512.
+        k, v: (B, Hk, Lk, D) in q's dtype, of any strides as q; Hk divides H, and heads H/Hk*i to H/Hk*(i+1)-1 of q
+            share head i of them.
+        mask: boolean, True where a query may attend to a key, or added to S, in q's dtype or float32; of any shape that
+            broadcasts to (B, H, Lq, Lk). None for no mask.
+        causal: query i attends to the keys up to i + Lk - Lq: the last query to all of them (torch's is_causal, which
+            aligns the first query with the first key, is the same where Lq = Lk).
+        scale: positive; None is D^-1/2.
+        backend: "eager", "cpu" or None, which takes the first one ready on q's device.
+
+    Returns: (B, H, Lq, D) in q's dtype. Where q is a view of (B, Lq, H, D), so is it: out.transpose(1, 2).flatten(2),
+        the input of the next projection, costs nothing. A query that may attend to nothing gets 0, and gradients of 0.
+    Gradients: in q, k, v and an additive mask; the first order recomputes S from its saved log-sum-exp and takes memory
+        O(L) as the forward does; orders beyond the first are in plain PyTorch.
+    Autocast: runs in autocast's dtype.
+    Raises: ValueError or TypeError that names the argument.
+    Equivalent to: F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True), apart from causal and
+        from queries that attend to nothing.
+    Source: Vaswani et al., "Attention Is All You Need", 2017; Milakov and Gimelshein, "Online normalizer calculation
+        for softmax", 2018; Dao et al., "FlashAttention", 2022.
+    """
+    q, k, v = (_cast_for_autocast(t) for t in (q, k, v))
+    scale = _check(q, k, v, mask, scale)
+    run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q)
+    return run(q, k, v, mask, bool(causal), scale)
+
+
+def _cast_for_autocast(t):
+    if not isinstance(t, torch.Tensor) or t.is_meta or not torch.is_autocast_enabled(t.device.type):
+        return t
+    return t.to(torch.get_autocast_dtype(t.device.type)) if _library.castable(t) else t
+
+
+def _check(q, k, v, mask, scale):
+    """The scale to use; raises on bad arguments."""
+    op = "attention"
+    check_dtype(op, "q", q)
+    if q.dim() != 4:
+        raise ValueError(f"{op}: q must have shape (B, H, Lq, D), got {tuple(q.shape)}")
+    B, H, Lq, D = q.shape
+    if not 1 <= D <= 512:
+        raise ValueError(f"{op}: q must have a head dimension D of 1 to 512, got {D}")
+    for argument, t in (("k", k), ("v", v)):
+        check_same_device(op, argument, t, q, "q")
+        check_same_dtype(op, argument, t, q, "q")
+    if k.dim() != 4 or k.size(0) != B or k.size(3) != D:
+        raise ValueError(
+            f"{op}: k must have shape ({B}, Hk, Lk, {D}) to match q {tuple(q.shape)}, got {tuple(k.shape)}"
+        )
+    if k.size(1) == 0 or H % k.size(1):
+        raise ValueError(f"{op}: k must have a number of heads that divides q's {H}, got {k.size(1)}")
+    if v.shape != k.shape:
+        raise ValueError(f"{op}: v must have k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
+    if mask is not None:
+        check_same_device(op, "mask", mask, q, "q")
+        if mask.dtype not in (torch.bool, q.dtype, torch.float32):
+            raise TypeError(f"{op}: mask must be torch.bool, q's dtype {q.dtype} or torch.float32, got {mask.dtype}")
+        if not _broadcasts(mask.shape, (B, H, Lq, k.size(2))):
+            raise ValueError(
+                f"{op}: mask must have a shape that broadcasts to (B, H, Lq, Lk) = {(B, H, Lq, k.size(2))}, "
+                f"got {tuple(mask.shape)}"
+            )
+    scale = D**-0.5 if scale is None else float(scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{op}: scale must be positive and finite, got {scale:g}")
+    return scale
+
+
+def _broadcasts(shape, to):
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _native(q, k, v, mask, causal, scale):
+    return torch.ops.imagegen.attention(q, k, v, mask, causal, scale)[0]
+
+
+def _fake(q, k, v, mask, causal, scale):
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    return empty_like_heads(q), q.new_empty(q.shape[:3], dtype=lse_dtype)
+
+
+def _fake_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_grad):
+    dmask = mask.new_empty(mask.shape) if mask_needs_grad else q.new_empty(0)
+    return empty_like_heads(q), empty_like_heads(k), empty_like_heads(v), dmask
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, mask, ctx.causal, ctx.scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, mask, out, lse)
+
+
+def _backward(kernel):
+    """The gradient that all kernels share; `kernel` names the operator of its first order."""
+
+    def backward(ctx, grad, _grad_lse):
+        q, k, v, mask, out, lse = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
+            # Views, so that one tensor passed in two places gets the gradient of each.
+            tensors = [t if t is None else t.view_as(t) for t in (q, k, v, mask)]
+            y = eager.attention(*tensors, ctx.causal, ctx.scale)
+            wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            gradients = [next(gradients) if need else None for need in needs]
+        else:
+            gradients = _library.op(kernel)(grad, q, k, v, mask, out, lse, ctx.causal, ctx.scale, needs[3])
+            gradients = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return *gradients, None, None
+
+    return backward
+
+
+_library.register("attention", fake=_fake, setup_context=_setup_context, backward=_backward("attention_backward"))
+_library.register("attention_backward", fake=_fake_backward)
+
+_IMPLEMENTATIONS = {"eager": eager.attention}
