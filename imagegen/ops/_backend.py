@@ -77,5 +77,5 @@ def _warn_once(op, implementations, device):
 
 
 def implementations(op):
-    """The table backend name -> function of one op, as its module declares it."""
-    return importlib.import_module(f"{__package__}.{op}")._IMPLEMENTATIONS
+    """The table backend name -> function of one op, as its module declares it; an in-place twin shares its op's."""
+    return importlib.import_module(f"{__package__}.{op.rstrip('_')}")._IMPLEMENTATIONS

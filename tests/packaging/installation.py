@@ -14,11 +14,17 @@ import torch, imagegen
 from imagegen import ops
 x = torch.randn(2, 8, 12, 10)
 q, k = torch.randn(2, 4, 9, 40), torch.randn(2, 2, 77, 40)
+ROW = [0, 0.9, 1.1, -0.5, 0.3, 0.6, 0.1, 0.2, 0, 0, 0, -1, 0, 0]
 calls = {
     "attention": lambda backend=None: ops.attention(q, k, k, causal=True, backend=backend),
     "bias_act": lambda backend=None: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
     "conv_transpose2d": lambda backend=None: ops.conv_transpose2d(x, torch.randn(8, 6, 4, 4), backend=backend),
     "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
+    "randn": lambda backend=None: ops.randn((2, 8, 12), seed=1, backend=backend),
+    "sampler_step": lambda backend=None: ops.sampler_step(x, 0.5 * x, ROW, seed=1, clip=1.0, backend=backend)[0],
+    "sampler_step_": lambda backend=None: ops.sampler_step_(
+        x[None].clone(), 0.5 * x, ROW, seed=1, clip=1.0, copies=2, backend=backend
+    ),
     "upsample_conv2d": lambda backend=None: ops.upsample_conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
 }
 assert set(calls) == set(ops.__all__), "give every op a call here"

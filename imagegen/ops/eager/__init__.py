@@ -4,6 +4,17 @@ from .attention import attention
 from .bias_act import bias_act
 from .conv_transpose2d import conv_transpose2d
 from .group_norm import group_norm
+from .randn import randn
+from .sampler_step import sampler_step, sampler_step_
 from .upsample_conv2d import upsample_conv2d
 
-__all__ = ["attention", "bias_act", "conv_transpose2d", "group_norm", "upsample_conv2d"]
+__all__ = [
+    "attention",
+    "bias_act",
+    "conv_transpose2d",
+    "group_norm",
+    "randn",
+    "sampler_step",
+    "sampler_step_",
+    "upsample_conv2d",
+]

@@ -1,0 +1,299 @@
+"""One step of any diffusion sampler: guidance, solver, noise and the next model input in one pass over memory."""
+
+import numpy as np
+import torch
+
+from . import _backend, eager
+from ._check import DTYPES, check_dtype, check_same_device, check_same_dtype, check_shape
+from .eager.sampler_step import columns
+from .randn import check_counter, signed
+
+MAX_SLOTS = 8
+_WIDTH = len(columns(0))
+
+
+def sampler_step(
+    x,
+    model_output,
+    row,
+    *,
+    uncond_output=None,
+    guidance=None,
+    rescale=0.0,
+    slots=(),
+    noise=None,
+    seed=None,
+    step=0,
+    first=0,
+    clip=None,
+    threshold=None,
+    mask=None,
+    known=None,
+    known_noise=None,
+    copies=None,
+    model_input_dtype=None,
+    backend=None,
+):
+    """Advance x by one row of a sampler's table.
+
+        m      = g model_output + (1 - g) uncond_output          where guided, else model_output
+        m      = (rescale std(model_output) / std(m) + 1 - rescale) m
+        x_0    = clip(a_x x + a_m m)
+        x'     = c_x x + c_0 x_0 + c_m m + c_n noise + sum_k c_hk slots[k]
+        stored = q_x x + q_0 x_0 + q_m m                         for slots[slot]; nothing where slot is -1
+        x'     = mask x' + (1 - mask) (b_0 known + b_1 noise')   where masked
+        input' = s' x'                                           the next model input
+
+    A coefficient of exactly 0 means that the tensor is not read: it may be missing, or hold NaN.
+
+    Args:
+        x: the state (B, …), at most 8 axes; float32, bfloat16, float16 or float64.
+        model_output: the model's output, of x's shape and any of these dtypes; conditional where guided.
+        row: 14 + K coefficients for K slots, in the order of `columns(K)`: a row of `Sampler.table`, a sequence of
+            numbers, or a tensor (14 + K,). (B, 14 + K) gives every image a row of its own. With `step` a tensor, the
+            whole table (steps, 14 + K).
+        uncond_output, guidance: the unconditional output and g, a number or a tensor (B,); or neither.
+        rescale: how far the guided output gets the standard deviation of model_output, from 0 to 1, image by image.
+        slots: K tensors of x's shape and dtype; None for one that nothing was stored in yet.
+        noise: unit normal of x's shape. None takes `randn(x.shape, seed=seed, step=step, stream=0, first=first)`.
+        seed, step, first: see `randn`. step may be an int64 tensor () or (B,) on x's device, a counter that a
+            captured CUDA graph advances: then the row applied is row[step].
+        clip: bound on |x_0|, or None.
+        threshold: dynamic thresholding: with s the quantile of |x_0| at `threshold` in (0, 1] over each image, held
+            within [1, clip], x_0 becomes clip(x_0, -s, s) / s.
+        mask, known: where mask is 1, x' is kept; where it is 0, x' is the known x_0 noised to its level. Both
+            broadcast to x's shape. known_noise: the unit normal noise'; None takes stream 1 of the seed.
+        copies: how many copies of the next model input to write, one after the other along the batch: 0, 1, 2; None
+            is 2 where guided, else 1.
+        model_input_dtype: dtype of the next model input; None is x's.
+        backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
+
+    Returns: (x', stored or None, the next model input or None). x' and stored have x's dtype and strides; the next
+        model input is x' itself where one copy of it would hold the same bits. What the host can't read without
+        waiting, a row that is a tensor, is taken to store something wherever it has slots.
+    Gradients: of any order, in every floating tensor but row.
+    Raises: ValueError or TypeError that names the argument.
+    Source: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022; Lin et al., "Common Diffusion Noise Schedules and
+        Sample Steps are Flawed", 2023 (rescale); Saharia et al., "Photorealistic Text-to-Image Diffusion Models with
+        Deep Language Understanding", 2022 (threshold); the rows' sources are named by the samplers.
+    """
+    _check(
+        x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
+        known, known_noise, copies, model_input_dtype,
+    )  # fmt: skip
+    run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x)
+    row, values = _read(row)
+    store = len(slots) > 0 if values is None else values[-3] >= 0
+    copies, dtype, is_x_next = _model_input(x, values, uncond_output, copies, model_input_dtype)
+    x_next, stored, model_input = run(
+        x,
+        model_output,
+        uncond_output,
+        tuple(slots),
+        noise,
+        *_blend(x, mask, known),
+        known_noise,
+        row,
+        *_options(guidance, rescale, clip, threshold, seed, step, first),
+        store,
+        0 if is_x_next else copies,
+        dtype,
+    )
+    return x_next, stored if store else None, x_next if is_x_next else model_input if copies else None
+
+
+def sampler_step_(
+    state,
+    model_output,
+    row,
+    *,
+    uncond_output=None,
+    guidance=None,
+    rescale=0.0,
+    noise=None,
+    seed=None,
+    step=0,
+    first=0,
+    clip=None,
+    threshold=None,
+    mask=None,
+    known=None,
+    known_noise=None,
+    copies=None,
+    model_input_dtype=None,
+    backend=None,
+):
+    """Advance state (1 + K, B, …) in place: x is state[0], slots[k] is state[1 + k], stored goes where it belongs.
+
+    Everything else is `sampler_step`'s. Every image of a batch may store in a slot of its own.
+
+    Returns: the next model input, or None where copies is 0.
+    Gradients: none; a state or output that asks for them is refused.
+    """
+    if not isinstance(state, torch.Tensor) or state.dim() < 2 or len(state) == 0:
+        shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
+        raise ValueError(f"sampler_step_: state must be a tensor (1 + K, B, …), got {shape}")
+    x, *slots = state.unbind()
+    _check(
+        x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
+        known, known_noise, copies, model_input_dtype,
+    )  # fmt: skip
+    if torch.is_grad_enabled() and any(
+        t.requires_grad for t in (state, model_output, uncond_output, noise, known) if isinstance(t, torch.Tensor)
+    ):
+        raise ValueError("sampler_step_: works in place and has no gradient; call sampler_step, or under no_grad")
+    run = _backend.choose("sampler_step", _INPLACE_IMPLEMENTATIONS, backend, state)
+    row, values = _read(row)
+    copies, dtype, _ = _model_input(state, values, uncond_output, copies, model_input_dtype)
+    model_input = run(
+        state,
+        model_output,
+        uncond_output,
+        noise,
+        *_blend(x, mask, known),
+        known_noise,
+        row,
+        *_options(guidance, rescale, clip, threshold, seed, step, first),
+        copies,
+        dtype,
+    )
+    return model_input if copies else None
+
+
+def _read(row):
+    """The row as implementations take it, and its numbers where the host has them."""
+    if isinstance(row, torch.Tensor):
+        return row, None
+    if np.ndim(row) == 2:
+        return torch.tensor(np.asarray(row, np.float64)), None
+    values = row.tolist() if isinstance(row, np.ndarray) else [float(c) for c in row]
+    return values, values
+
+
+def _model_input(x, values, uncond_output, copies, dtype):
+    """(copies, their dtype, whether x' serves as the only one)"""
+    copies = (1 if uncond_output is None else 2) if copies is None else copies
+    dtype = x.dtype if dtype is None else dtype
+    return copies, dtype, copies == 1 and dtype == x.dtype and values is not None and values[1] == 1
+
+
+def _blend(x, mask, known):
+    if mask is None:
+        return None, None
+    mask = mask if mask.is_floating_point() else mask.to(x.dtype)
+    return mask.expand(x.shape), known.expand(x.shape)
+
+
+def _options(guidance, rescale, clip, threshold, seed, step, first):
+    """index, guidance, scale, rescale, clip, threshold, seed, step, first"""
+    per_sample = isinstance(guidance, torch.Tensor)
+    index = step if isinstance(step, torch.Tensor) else None
+    return (
+        index,
+        guidance if per_sample else None,
+        1.0 if per_sample or guidance is None else float(guidance),
+        float(rescale),
+        None if clip is None else float(clip),
+        None if threshold is None else float(threshold),
+        None if seed is None else signed(seed),
+        0 if index is not None else step,
+        first,
+    )
+
+
+def _check(
+    x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
+    known, known_noise, copies, model_input_dtype,
+):  # fmt: skip
+    check_dtype("sampler_step", "x", x)
+    if not 1 <= x.dim() <= 8:
+        raise ValueError(f"sampler_step: x must have from 1 to 8 dimensions, got {x.dim()}")
+    _check_like("model_output", model_output, x)
+    if (uncond_output is None) != (guidance is None):
+        raise ValueError("sampler_step: uncond_output and guidance go together, only one was given")
+    if uncond_output is not None:
+        _check_like("uncond_output", uncond_output, x)
+    if isinstance(guidance, torch.Tensor):
+        check_same_device("sampler_step", "guidance", guidance, x)
+        check_dtype("sampler_step", "guidance", guidance)
+        check_shape("sampler_step", "guidance", guidance, x.shape[:1], x)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"sampler_step: rescale must be from 0 to 1, got {rescale}")
+    for k, h in enumerate(slots):
+        if h is not None:
+            check_same_device("sampler_step", f"slots[{k}]", h, x)
+            check_same_dtype("sampler_step", f"slots[{k}]", h, x)
+            check_shape("sampler_step", f"slots[{k}]", h, x.shape, x)
+    if noise is not None:
+        _check_like("noise", noise, x)
+    _check_row(x, row, step, len(slots))
+    check_counter("sampler_step", 0 if seed is None else seed, step if isinstance(step, int) else 0, first, len(x))
+    if clip is not None and not clip > 0:
+        raise ValueError(f"sampler_step: clip must be positive, got {clip}")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"sampler_step: threshold must be in (0, 1], got {threshold}")
+    if threshold is not None and clip is not None and clip < 1:
+        raise ValueError(f"sampler_step: clip must be at least 1 with threshold, got {clip}")
+    if (mask is None) != (known is None):
+        raise ValueError("sampler_step: mask and known go together, only one was given")
+    for name, t in (("mask", mask), ("known", known)):
+        if t is not None:
+            check_same_device("sampler_step", name, t, x)
+            _check_broadcasts(name, t, x)
+    if known is not None:
+        check_dtype("sampler_step", "known", known)
+    if known_noise is not None:
+        _check_like("known_noise", known_noise, x)
+    if copies not in (None, 0, 1, 2):
+        raise ValueError(f"sampler_step: copies must be 0, 1 or 2, got {copies}")
+    if model_input_dtype not in (None, *DTYPES):
+        raise TypeError(
+            f"sampler_step: model_input_dtype must be float32, bfloat16, float16 or float64, got {model_input_dtype}"
+        )
+
+
+def _check_like(name, t, x):
+    check_same_device("sampler_step", name, t, x)
+    check_dtype("sampler_step", name, t)
+    check_shape("sampler_step", name, t, x.shape, x)
+
+
+def _check_broadcasts(name, t, x):
+    try:
+        t.expand(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"sampler_step: {name} must broadcast to the shape of x {tuple(x.shape)}, got {tuple(t.shape)}"
+        ) from None
+
+
+def _check_row(x, row, step, slots):
+    shape = tuple(np.shape(row))
+    indexed = isinstance(step, torch.Tensor)
+    if indexed:
+        check_same_device("sampler_step", "step", step, x)
+        if step.dtype != torch.int64 or tuple(step.shape) not in ((), (len(x),)):
+            raise ValueError(
+                f"sampler_step: step must be a number or an int64 tensor of shape () or ({len(x)},), "
+                f"got {step.dtype} {tuple(step.shape)}"
+            )
+    wanted = "(steps, n)" if indexed else f"(n,) or ({len(x)}, n)"
+    if not (len(shape) == 2 if indexed else len(shape) == 1 or (len(shape) == 2 and shape[0] == len(x))):
+        raise ValueError(f"sampler_step: row must have shape {wanted}, got {shape}")
+    if indexed and not isinstance(row, torch.Tensor):
+        raise TypeError(f"sampler_step: row must be a tensor where step is one, got {type(row).__name__}")
+    if isinstance(row, torch.Tensor) and row.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"sampler_step: row must be float32 or float64, got {row.dtype}")
+    if shape[-1] != _WIDTH + slots or slots > MAX_SLOTS:
+        raise ValueError(
+            f"sampler_step: row must have {_WIDTH} columns and one for each of at most {MAX_SLOTS} slots, "
+            f"got {shape[-1]} columns and {slots} slots"
+        )
+    if len(shape) == 1 and not isinstance(row, torch.Tensor):
+        slot = float(row[-3])
+        if slot not in range(-1, slots):
+            raise ValueError(f"sampler_step: the row's slot must be from -1 to {slots - 1}, got {slot:g}")
+
+
+_IMPLEMENTATIONS = {"eager": eager.sampler_step}
+_INPLACE_IMPLEMENTATIONS = {"eager": eager.sampler_step_}

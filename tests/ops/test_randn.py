@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+from helpers import DTYPES, backends
+
+from imagegen.ops import randn
+from imagegen.ops.eager.randn import philox, philox_bits
+
+BACKENDS = pytest.mark.parametrize("backend, device", [pytest.param("eager", "cpu", id="eager"), *backends("randn")])
+SIZE = 1 << 18
+
+
+def draw(backend, device, shape=(1, SIZE), **options):
+    options = {"seed": 0} | options
+    return randn(shape, backend=backend, device=device, **options)
+
+
+def words(*numbers):
+    return [torch.tensor([n]) for n in numbers]
+
+
+def test_published_vectors_of_philox():
+    """The known answers that come with Random123 for philox4x32, 10 rounds."""
+    ones = 0xFFFFFFFF
+    for counter, key, answer in (
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ones, ones, ones, ones), 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ):
+        assert [int(word) for word in philox(words(*counter), key)] == list(answer)
+
+
+def test_counter_holds_element_sample_step_and_stream():
+    bits = philox_bits(2, 3, seed=7, step=11, stream=5, first=20, device="cpu")
+    expected = philox(words(2, 21, 11, 5), 7)
+    assert [int(word[1, 2]) for word in bits] == [int(word) for word in expected]
+
+
+@BACKENDS
+def test_moments_and_distribution(backend, device):
+    z = draw(backend, device).double().flatten()
+    n = z.numel()
+    # Five standard errors of each moment of a normal.
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
+        assert abs((z**power).mean().item() - moment) < 5 * math.sqrt(variance / n), f"moment {power}"
+    assert kolmogorov_smirnov(z) < 1.95  # 1 in 1000
+    tail = (z.abs() > 4).double().mean().item()
+    assert tail == pytest.approx(math.erfc(4 / math.sqrt(2)), abs=5 * math.sqrt(6.3e-5 / n))
+
+
+def kolmogorov_smirnov(z):
+    """sqrt(n) times the greatest distance between the distributions."""
+    n = z.numel()
+    cdf = torch.special.ndtr(z.sort().values)
+    steps = torch.arange(n + 1, dtype=torch.float64, device=z.device) / n
+    return math.sqrt(n) * max((steps[1:] - cdf).max().item(), (cdf - steps[:-1]).max().item())
+
+
+@BACKENDS
+@pytest.mark.parametrize("other", [{"seed": 1}, {"seed": 1 << 32}, {"step": 1}, {"stream": 1}, {"first": 1}])
+def test_independent_of_other_sequences(backend, device, other):
+    a, b = draw(backend, device).double().flatten(), draw(backend, device, **other).double().flatten()
+    bound = 5 / math.sqrt(a.numel())
+    for shift in (0, 1, 2, 4):  # also of its neighbours in the same Philox block and in the next
+        assert abs((a * b.roll(shift)).mean().item()) < bound
+        assert abs(((a**2 - 1) * (b.roll(shift) ** 2 - 1)).mean().item()) < 2 * bound
+
+
+@BACKENDS
+def test_neighbours_are_independent(backend, device):
+    a = draw(backend, device, (2, SIZE)).double()
+    bound = 5 / math.sqrt(SIZE)
+    assert abs((a[0] * a[1]).mean().item()) < bound
+    for shift in (1, 2, 3, 4, 64):
+        assert abs((a[0] * a[0].roll(shift)).mean().item()) < bound
+        assert abs(((a[0] ** 2 - 1) * (a[0].roll(shift) ** 2 - 1)).mean().item()) < 2 * bound
+
+
+@BACKENDS
+def test_pairs_fill_the_circle_evenly(backend, device):
+    pairs = draw(backend, device).double().reshape(-1, 2)
+    angle = torch.atan2(pairs[:, 1], pairs[:, 0]) / (2 * math.pi) + 0.5
+    counts = torch.histc(angle, 64, 0, 1)
+    expected = len(pairs) / 64
+    assert ((counts - expected) ** 2 / expected).sum().item() < 63 + 5 * math.sqrt(2 * 63)
+
+
+@BACKENDS
+def test_image_i_of_a_batch_is_image_i(backend, device):
+    z = draw(backend, device, (5, 3, 7, 9), seed=3, step=4)
+    for i in range(5):
+        assert torch.equal(draw(backend, device, (1, 3, 7, 9), seed=3, step=4, first=i)[0], z[i])
+    assert torch.equal(draw(backend, device, (2, 3, 7, 9), seed=3, step=4, first=2), z[2:4])
+    # Element e of an image is element e of a longer one.
+    assert torch.equal(draw(backend, device, (5, 100), seed=3, step=4), z.reshape(5, -1)[:, :100])
+
+
+@BACKENDS
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0, 2), (2, 1, 3), (5, 7, 11, 13), (64, 3)])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_shapes_and_dtypes_round_the_same_normals(backend, device, shape, dtype):
+    z = draw(backend, device, shape, seed=2**64 - 1, step=2**32 - 1, stream=2**16 - 1, dtype=dtype)
+    assert z.shape == shape
+    assert z.dtype == dtype
+    assert torch.equal(z, draw(backend, device, shape, seed=2**64 - 1, step=2**32 - 1, stream=2**16 - 1).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "error, message, options",
+    [
+        (ValueError, "shape must have an axis of images, got ()", {"shape": ()}),
+        (ValueError, "seed must be from 0 to 2^64 - 1, got -1", {"seed": -1}),
+        (ValueError, "seed must be from 0 to 2^64 - 1, got 18446744073709551616", {"seed": 2**64}),
+        (ValueError, "step must be from 0 to 2^32 - 1, got 4294967296", {"step": 2**32}),
+        (ValueError, "stream must be from 0 to 2^16 - 1, got 65536", {"stream": 2**16}),
+        (ValueError, "first must be from 0 to 2^32 - 2 for 2 images, got 4294967295", {"first": 2**32 - 1}),
+        (TypeError, "dtype must be float32, bfloat16, float16 or float64, got torch.int64", {"dtype": torch.int64}),
+    ],
+)
+def test_errors(error, message, options):
+    with pytest.raises(error) as caught:
+        randn(**{"shape": (2, 3), "seed": 0} | options)
+    assert str(caught.value) == f"randn: {message}"
