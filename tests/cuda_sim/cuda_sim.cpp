@@ -1,4 +1,4 @@
-// The scheduler behind cuda_sim.h.
+// The scheduler behind cuda_sim.h. Compiled without sanitizers, so that they watch the kernels alone.
 #include "cuda_sim.h"
 
 #include <ucontext.h>
@@ -6,33 +6,80 @@
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#ifdef SIM_TSAN  // ThreadSanitizer is told which fiber runs, what a barrier orders and what a copy touches
+extern "C" {
+void* __tsan_create_fiber(unsigned);
+void __tsan_destroy_fiber(void*);
+void* __tsan_get_current_fiber();
+void __tsan_switch_to_fiber(void*, unsigned);
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+void __tsan_read_range(void*, unsigned long);
+void __tsan_write_range(void*, unsigned long);
+}
+#else
+static void* __tsan_create_fiber(unsigned) {
+  return nullptr;
+}
+static void __tsan_destroy_fiber(void*) {}
+static void* __tsan_get_current_fiber() {
+  return nullptr;
+}
+static void __tsan_switch_to_fiber(void*, unsigned) {}
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
+static void __tsan_read_range(void*, unsigned long) {}
+static void __tsan_write_range(void*, unsigned long) {}
+#endif
+
 namespace cuda_sim {
 namespace {
 
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedAlignment = 1024;
+constexpr unsigned kOrdersNothing = 1;  // a switch of fibers: only barriers order memory
 
 enum class Wait { none, block, warp, done };
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  int group;
+};
+
+// A barrier as ThreadSanitizer sees it. Two take turns, so that the order of one does not leak into the next.
+struct Order {
+  char turn[2];
+};
 
 struct Thread {
   Coordinates at;
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
+  void* tsan = nullptr;
   Wait wait = Wait::none;
   unsigned mask = 0;  // the lanes a warp-level wait is for
+  int block_barriers = 0, warp_barriers = 0;
   alignas(16) unsigned char shown[64];
+  std::vector<Copy> copies;  // issued and not landed
+  int groups = 0;            // of copies, ended so far
 };
 
 struct Block {
   std::vector<Thread> threads;
-  std::vector<unsigned char> shared;
+  std::vector<Order> warp_order;
+  Order order;
+  void* shared;
   const std::function<void()>* body;
   ucontext_t scheduler;
+  void* tsan;
   Thread* running;
   std::exception_ptr error;  // what a thread threw
 };
@@ -41,6 +88,7 @@ Block* block;
 
 void to_thread(Thread& t) {
   block->running = &t;
+  __tsan_switch_to_fiber(t.tsan, kOrdersNothing);
   swapcontext(&block->scheduler, &t.context);
 }
 
@@ -48,6 +96,7 @@ void park(Wait what, unsigned mask = 0) {
   Thread& t = *block->running;
   t.wait = what;
   t.mask = mask;
+  __tsan_switch_to_fiber(block->tsan, kOrdersNothing);
   swapcontext(&t.context, &block->scheduler);
 }
 
@@ -57,6 +106,7 @@ void fiber_main() {
   } catch (...) {
     block->error = std::current_exception();
   }
+  __tsan_release(block);
   park(Wait::done);
 }
 
@@ -139,16 +189,21 @@ int lane() {
 }
 
 void* dynamic_shared() {
-  const uintptr_t p = reinterpret_cast<uintptr_t>(block->shared.data());
-  return reinterpret_cast<void*>((p + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
+  return block->shared;
 }
 
 void block_barrier() {
+  char* order = &block->order.turn[block->running->block_barriers++ % 2];
+  __tsan_release(order);
   park(Wait::block);
+  __tsan_acquire(order);
 }
 
 void warp_barrier(unsigned mask) {
+  char* order = &block->warp_order[thread_index() / 32].turn[block->running->warp_barriers++ % 2];
+  __tsan_release(order);
   park(Wait::warp, mask);
+  __tsan_acquire(order);
 }
 
 void exchange_begin(unsigned mask, const void* data, size_t bytes) {
@@ -165,22 +220,58 @@ void exchange_end(unsigned mask) {
   warp_barrier(mask);
 }
 
+void copy_async(void* to, const void* from, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    throw std::runtime_error("cuda_sim: an asynchronous copy of an address not at a multiple of its size");
+  Thread& t = *block->running;
+  const char* variable = std::getenv("SIM_ASYNC");
+  __tsan_read_range(const_cast<void*>(from), bytes);
+  __tsan_write_range(to, bytes);
+  if (variable && std::string(variable) == "early")
+    std::memcpy(to, from, bytes);
+  else
+    t.copies.push_back({to, from, bytes, t.groups});
+}
+
+void copy_async_commit() {
+  ++block->running->groups;
+}
+
+void copy_async_wait(int newest_left_pending) {
+  Thread& t = *block->running;
+  const auto landed = [&](const Copy& c) { return c.group < t.groups - newest_left_pending; };
+  for (const Copy& c : t.copies) {
+    if (!landed(c)) continue;
+    __tsan_write_range(c.to, c.bytes);
+    std::memcpy(c.to, c.from, c.bytes);
+  }
+  t.copies.erase(std::remove_if(t.copies.begin(), t.copies.end(), landed), t.copies.end());
+}
+
 void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& body) {
   if (dim.x * dim.y * dim.z > 1024) throw std::runtime_error("cuda_sim: more than 1024 threads in a block");
   static Block b;  // keeps the fibers' stacks
   b.threads.resize(dim.x * dim.y * dim.z);
+  b.warp_order.resize((b.threads.size() + 31) / 32);
   b.body = &body;
   b.error = nullptr;
+  b.tsan = __tsan_get_current_fiber();
   block = &b;
+  // Ends where the allocation ends, so that AddressSanitizer sees the first byte past it.
+  if (posix_memalign(&b.shared, kSharedAlignment, std::max<size_t>(shared_bytes, 1))) throw std::bad_alloc();
+  const std::unique_ptr<void, void (*)(void*)> shared(b.shared, std::free);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; ++i) {
-    b.shared.assign(shared_bytes + kSharedAlignment, 0xFF);  // NaN: shared memory starts out undefined
+    std::memset(b.shared, 0xFF, shared_bytes);  // NaN: shared memory starts out undefined
     for (size_t k = 0; k < b.threads.size(); ++k) {
       Thread& t = b.threads[k];
       const unsigned n = static_cast<unsigned>(k), x = static_cast<unsigned>(i % grid.x);
       const unsigned y = static_cast<unsigned>(i / grid.x % grid.y), z = static_cast<unsigned>(i / grid.x / grid.y);
       t.at = {{n % dim.x, n / dim.x % dim.y, n / dim.x / dim.y}, {x, y, z}, dim, grid};
       t.wait = Wait::none;
+      t.block_barriers = t.warp_barriers = t.groups = 0;
+      t.copies.clear();
+      t.tsan = __tsan_create_fiber(0);
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.data();
       t.context.uc_stack.ss_size = t.stack.size();
@@ -188,6 +279,8 @@ void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& 
       makecontext(&t.context, fiber_main, 0);
     }
     run_block();
+    __tsan_acquire(&b);
+    for (Thread& t : b.threads) __tsan_destroy_fiber(t.tsan);
   }
 }
 

@@ -40,6 +40,11 @@ void exchange_begin(unsigned mask, const void* data, size_t bytes);
 const void* peer(int lane);
 void exchange_end(unsigned mask);
 
+// cp.async: the copy lands between its issue and the wait that its group is in. SIM_ASYNC says when: see README.md.
+void copy_async(void* to, const void* from, size_t bytes);
+void copy_async_commit();
+void copy_async_wait(int newest_left_pending);
+
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 template <class T>

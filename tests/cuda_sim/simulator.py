@@ -28,38 +28,70 @@ def load(op):
 
 def build(sources, options=()):
     """The path of a library made of these sources and the simulator; made again only when something changed."""
+    torch_root = Path(torch.__file__).parent
+    options = [*options, "-fPIC", "-isystem", torch_root / "include"]
+    libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    return _build(sources, options, ["-shared"], libraries, ".so")
+
+
+def build_program(sources, sanitizer):
+    """The path of a program watched by a sanitizer: "address" sees accesses out of bounds, "thread" races."""
+    watched = [f"-fsanitize={sanitizer}"]
+    return _build(sources, watched, watched, [], f".{sanitizer}")
+
+
+def run_program(program, *arguments, order="forward"):
+    """What the program printed and what the sanitizer said, with its warps in this order."""
+    environment = os.environ | {"SIM_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+    # Older ThreadSanitizers do not start where addresses are spread as widely as newer kernels do; -R ends that.
+    command = ["setarch", "-R", program] if shutil.which("setarch") else [program]
+    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    return done.stdout, done.stderr
+
+
+def found_nothing(said):
+    """Whether a sanitizer that said this had nothing to report; it warns of fibers as such."""
+    return "ERROR" not in said and "WARNING: ThreadSanitizer" not in said and "FATAL" not in said
+
+
+def _build(sources, options, linking, libraries, suffix):
     compiler, cuda_include = shutil.which("g++"), _cuda_include()
     if compiler is None:
         pytest.skip("the CUDA simulator needs g++")
     if cuda_include is None:
         pytest.skip("the CUDA simulator needs NVIDIA's headers: pip install triton, or set CUDA_HOME")
-    torch_root = Path(torch.__file__).parent
-    command = [compiler, "-std=c++20", "-O1", "-g", "-fPIC", "-w", *options]
+    command = [compiler, "-std=c++20", "-O1", "-g", "-w"]
     command += [f"-I{path}" for path in (HERE / "include", HERE, ROOT / "csrc")]
-    command += ["-isystem", torch_root / "include", "-isystem", cuda_include]
+    command += ["-isystem", cuda_include]
 
     sources = [*sources, HERE / "cuda_sim.cpp"]
-    key = hashlib.sha256(repr((command, torch.__version__)).encode())
+    key = hashlib.sha256(repr((command, options, torch.__version__)).encode())
     for path in sorted({*sources, *HERE.rglob("*.h"), *HERE.rglob("*.cuh"), *(ROOT / "csrc").rglob("*.*h")}):
         key.update(path.read_bytes())
-    library = ROOT / f"build/cuda_sim/{sources[-2].stem}_{key.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
+    built = ROOT / f"build/cuda_sim/{sources[-2].stem}_{key.hexdigest()[:16]}{suffix}"
+    if built.exists():
+        return built
+    built.parent.mkdir(parents=True, exist_ok=True)
 
     objects, compiling = [], []
     for source in sources:
-        objects.append(library.with_name(f"{library.stem}_{source.parent.name}_{source.stem}.o"))
+        objects.append(built.with_name(f"{built.name}_{source.parent.name}_{source.stem}.o"))
         language = ["-x", "c++", "-include", "cuda_sim.h"] if source.suffix == ".cu" else []
-        compiling.append(subprocess.Popen([*command, *language, "-c", source, "-o", objects[-1]]))
+        own = options if source.name != "cuda_sim.cpp" else _unwatched(options)
+        compiling.append(subprocess.Popen([*command, *own, *language, "-c", source, "-o", objects[-1]]))
     assert all(process.wait() == 0 for process in compiling), "the simulator did not compile"
-    libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    temporary = library.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-shared", *objects, "-o", temporary, *libraries], check=True)
-    temporary.rename(library)
+    temporary = built.with_suffix(f".{os.getpid()}")
+    subprocess.run([compiler, *linking, *objects, "-o", temporary, *libraries], check=True)
+    temporary.rename(built)
     for path in objects:
         path.unlink()
-    return library
+    return built
+
+
+def _unwatched(options):
+    """The options for the scheduler itself, which sanitizers must not watch, but which tells one of them its fibers."""
+    thread = ["-DSIM_TSAN"] if "-fsanitize=thread" in options else []
+    return [option for option in options if not str(option).startswith("-fsanitize")] + thread
 
 
 def _cuda_include():

@@ -37,3 +37,60 @@ def test_a_barrier_that_a_part_of_a_warp_does_not_reach_is_a_deadlock(bug):
 
 def test_shared_memory_starts_as_nan():
     assert all(error != error for error, _ in run(bug=3))
+
+
+PRODUCT = simulator.HERE / "faulty_product.cu"
+PRODUCT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float"}
+SCHEDULES = [(order, landing) for order in ("forward", "reverse", "random") for landing in ("late", "early")]
+
+
+def product_errors(bug, dtype=torch.bfloat16):
+    """The error of the tensor-core product with this bug, and what was said, for every schedule."""
+    library = ctypes.CDLL(str(simulator.build([PRODUCT])))
+    product = getattr(library, f"product_{PRODUCT_NAMES[dtype]}")
+    product.restype = ctypes.c_char_p
+    a, b = torch.randn(32, 128).to(dtype), torch.randn(64, 128).to(dtype)
+    for order, landing in SCHEDULES:
+        c = torch.full((32 * 64 + 1,), float("nan"))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SIM_ORDER", order)
+            environment.setenv("SIM_ASYNC", landing)
+            said = product(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, c)), 128, bug)
+        yield (c[:-1].view(32, 64) - a.float() @ b.float().T).abs().max().item(), said and said.decode()
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 1e-4), (torch.float16, 1e-4), (torch.float32, 0.1)])
+def test_matrix_instructions_multiply(dtype, bound):
+    for error, said in product_errors(0, dtype):
+        assert error < bound  # tf32 keeps three digits
+        assert said is None
+
+
+@pytest.mark.parametrize("bug", [1, 2, 3])
+def test_an_asynchronous_copy_used_or_overwritten_too_early_shows(bug):
+    assert any(not error < 1e-4 for error, _ in product_errors(bug))
+
+
+def test_operands_not_in_tf32_are_refused():
+    assert all("not in tf32" in said for _, said in product_errors(6, torch.float32))
+
+
+@pytest.mark.parametrize(
+    "sanitizer, bug, says",
+    [
+        ("thread", 0, None),
+        ("thread", 1, "data race"),
+        ("thread", 2, "data race"),
+        ("address", 0, None),
+        ("address", 4, "heap-buffer-overflow"),
+        ("address", 5, "heap-buffer-overflow"),
+    ],
+)
+def test_sanitizers_see_races_and_accesses_out_of_bounds(sanitizer, bug, says):
+    program = simulator.build_program([simulator.HERE / "faulty_product_main.cpp", PRODUCT], sanitizer)
+    printed, said = simulator.run_program(program, bug)
+    if says:
+        assert says in said
+    else:
+        assert printed == "ran 64\n"
+        assert simulator.found_nothing(said), said
