@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .. import _library
 from . import _backend, eager
 from ._check import DTYPES
 
@@ -65,4 +66,6 @@ def signed(seed):
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-_IMPLEMENTATIONS = {"eager": eager.randn}
+_library.register("randn", fake=lambda out, seed, step, stream, first: None)
+
+_IMPLEMENTATIONS = {"eager": eager.randn, "cpu": _library.op("randn")}

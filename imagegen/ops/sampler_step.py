@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
+from .. import _library
 from . import _backend, eager
 from ._check import DTYPES, check_dtype, check_same_device, check_same_dtype, check_shape
+from ._layout import memory_format
 from .eager.sampler_step import columns
 from .randn import check_counter, signed
 
@@ -77,29 +79,38 @@ def sampler_step(
         Sample Steps are Flawed", 2023 (rescale); Saharia et al., "Photorealistic Text-to-Image Diffusion Models with
         Deep Language Understanding", 2022 (threshold); the rows' sources are named by the samplers.
     """
-    _check(
-        x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
-        known, known_noise, copies, model_input_dtype,
-    )  # fmt: skip
-    run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x)
-    row, values = _read(row)
-    store = len(slots) > 0 if values is None else values[-3] >= 0
-    copies, dtype, is_x_next = _model_input(x, values, uncond_output, copies, model_input_dtype)
-    x_next, stored, model_input = run(
-        x,
-        model_output,
-        uncond_output,
-        tuple(slots),
-        noise,
-        *_blend(x, mask, known),
-        known_noise,
-        row,
-        *_options(guidance, rescale, clip, threshold, seed, step, first),
-        store,
-        0 if is_x_next else copies,
-        dtype,
-    )
-    return x_next, stored if store else None, x_next if is_x_next else model_input if copies else None
+    try:
+        run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x)
+        if run is eager.sampler_step:
+            _check(
+                x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip,
+                threshold, mask, known, known_noise, copies, model_input_dtype,
+            )  # fmt: skip
+        row_, values = _read(row)
+        store = len(slots) > 0 if values is None else values[-3] >= 0
+        copies_, dtype, is_x_next = _model_input(x, values, uncond_output, copies, model_input_dtype)
+        outputs = run(
+            x,
+            model_output,
+            uncond_output,
+            slots,
+            noise,
+            *_blend(x, mask, known),
+            known_noise,
+            row_ if run is not eager.sampler_step or values is None else values,
+            *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
+            store,
+            0 if is_x_next else copies_,
+            dtype,
+        )
+    except Exception:  # the operators check too; what they refuse is said here in the same words and the right type
+        _check(
+            x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold,
+            mask, known, known_noise, copies, model_input_dtype,
+        )  # fmt: skip
+        raise
+    x_next = outputs[0]
+    return x_next, outputs[1] if store else None, x_next if is_x_next else outputs[-1] if copies_ else None
 
 
 def sampler_step_(
@@ -133,41 +144,48 @@ def sampler_step_(
     if not isinstance(state, torch.Tensor) or state.dim() < 2 or len(state) == 0:
         shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
         raise ValueError(f"sampler_step_: state must be a tensor (1 + K, B, …), got {shape}")
-    x, *slots = state.unbind()
-    _check(
-        x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
-        known, known_noise, copies, model_input_dtype,
-    )  # fmt: skip
     if torch.is_grad_enabled() and any(
         t.requires_grad for t in (state, model_output, uncond_output, noise, known) if isinstance(t, torch.Tensor)
     ):
         raise ValueError("sampler_step_: works in place and has no gradient; call sampler_step, or under no_grad")
-    run = _backend.choose("sampler_step", _INPLACE_IMPLEMENTATIONS, backend, state)
-    row, values = _read(row)
-    copies, dtype, _ = _model_input(state, values, uncond_output, copies, model_input_dtype)
-    model_input = run(
-        state,
-        model_output,
-        uncond_output,
-        noise,
-        *_blend(x, mask, known),
-        known_noise,
-        row,
-        *_options(guidance, rescale, clip, threshold, seed, step, first),
-        copies,
-        dtype,
-    )
-    return model_input if copies else None
+    try:
+        run = _backend.choose("sampler_step_", _INPLACE_IMPLEMENTATIONS, backend, state)
+        if run is eager.sampler_step_:
+            _check(
+                state[0], model_output, row, uncond_output, guidance, rescale, state[1:], noise, seed, step, first,
+                clip, threshold, mask, known, known_noise, copies, model_input_dtype,
+            )  # fmt: skip
+        row_, values = _read(row)
+        copies_, dtype, _ = _model_input(state, values, uncond_output, copies, model_input_dtype)
+        model_input = run(
+            state,
+            model_output,
+            uncond_output,
+            noise,
+            *_blend(model_output, mask, known),
+            known_noise,
+            row_ if run is not eager.sampler_step_ or values is None else values,
+            *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
+            copies_,
+            dtype,
+        )
+    except Exception:
+        _check(
+            state[0], model_output, row, uncond_output, guidance, rescale, state[1:], noise, seed, step, first, clip,
+            threshold, mask, known, known_noise, copies, model_input_dtype,
+        )  # fmt: skip
+        raise
+    return model_input if copies_ else None
 
 
 def _read(row):
-    """The row as implementations take it, and its numbers where the host has them."""
+    """The row as a tensor, and its numbers where the host has them."""
     if isinstance(row, torch.Tensor):
         return row, None
-    if np.ndim(row) == 2:
-        return torch.tensor(np.asarray(row, np.float64)), None
-    values = row.tolist() if isinstance(row, np.ndarray) else [float(c) for c in row]
-    return values, values
+    if isinstance(row, np.ndarray) and row.dtype == np.float64 and row.flags.writeable:
+        return torch.from_numpy(row), row.tolist() if row.ndim == 1 else None
+    row = np.array(row, np.float64)
+    return torch.from_numpy(row), row.tolist() if row.ndim == 1 else None
 
 
 def _model_input(x, values, uncond_output, copies, dtype):
@@ -184,8 +202,12 @@ def _blend(x, mask, known):
     return mask.expand(x.shape), known.expand(x.shape)
 
 
-def _options(guidance, rescale, clip, threshold, seed, step, first):
+def _options(uncond_output, guidance, rescale, clip, threshold, seed, step, first):
     """index, guidance, scale, rescale, clip, threshold, seed, step, first"""
+    if (uncond_output is None) != (guidance is None):
+        raise ValueError("sampler_step: uncond_output and guidance go together, only one was given")
+    if seed is not None and not 0 <= seed < 2**64:  # what an int64 can't say
+        raise ValueError(f"sampler_step: seed must be from 0 to 2^64 - 1, got {seed}")
     per_sample = isinstance(guidance, torch.Tensor)
     index = step if isinstance(step, torch.Tensor) else None
     return (
@@ -295,5 +317,95 @@ def _check_row(x, row, step, slots):
             raise ValueError(f"sampler_step: the row's slot must be from -1 to {slots - 1}, got {slot:g}")
 
 
-_IMPLEMENTATIONS = {"eager": eager.sampler_step}
-_INPLACE_IMPLEMENTATIONS = {"eager": eager.sampler_step_}
+def _fake(x, model_output, uncond_output, slots, *rest):
+    *_, store, copies, dtype = rest
+    outputs = [torch.empty_like(x) for _ in range(1 + store)]
+    return outputs + ([_fake_model_input(x, copies, dtype)] if copies else [])
+
+
+def _fake_inplace(state, *rest):
+    *_, copies, dtype = rest
+    return _fake_model_input(state[0], copies, dtype)
+
+
+def _fake_model_input(x, copies, dtype):
+    shape = (copies * x.size(0), *x.shape[1:])
+    return x.new_empty(shape, dtype=dtype).to(memory_format=memory_format(x))
+
+
+def _setup_context(ctx, inputs, output):
+    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *ctx.options = inputs
+    ctx.save_for_backward(
+        row, index, x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots
+    )  # fmt: skip
+
+
+def _backward(ctx, grads):
+    """Through the specification, which knows the derivatives of quantiles and deviations."""
+    row, index, *tensors = ctx.saved_tensors
+    x, model_output, uncond_output, slots, noise, mask, known, known_noise, _, _, guidance, *rest = ctx.needs_input_grad
+    wanted = [x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots]
+    run = _gradients if torch.is_grad_enabled() else _library.op("sampler_step_backward")
+    found = iter(run(grads, row, index, tensors, wanted, *ctx.options))
+    x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots = (
+        next(found) if wants else None for wants in wanted
+    )
+    return (
+        x, model_output, uncond_output, slots, noise, mask, known, known_noise, None, None, guidance,
+        *(None for _ in rest),
+    )  # fmt: skip
+
+
+def _gradients(grads, row, index, tensors, wanted, *options):
+    """Gradients of the wanted tensors; differentiable in their turn under create_graph=True."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            None if t is None else _leaf(t, wants, create_graph) for t, wants in zip(tensors, wanted, strict=True)
+        ]
+        x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots = leaves
+        slots = [None if h.shape != x.shape else h for h in slots]
+        outputs = eager.sampler_step(
+            x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *options
+        )
+        pairs = zip(outputs, grads, strict=True)
+        outputs, grads = zip(*((y, g) for y, g in pairs if y.requires_grad), strict=True)
+        asked = [leaf for leaf, wants in zip(leaves, wanted, strict=True) if wants]
+        found = torch.autograd.grad(outputs, asked, grads, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(asked, found, strict=True)]
+
+
+def _leaf(t, wants, create_graph):
+    # A view, so that one tensor passed twice gets the gradient of each.
+    return t.view_as(t) if create_graph else t.detach().requires_grad_(wants)
+
+
+_library.define(
+    "sampler_step_backward(Tensor[] grads, Tensor row, Tensor? index, Tensor?[] tensors, bool[] wanted, float scale, "
+    "float rescale, float? clip, float? threshold, int? seed, int step, int first, bool store, int copies, ScalarType "
+    "model_input_dtype) -> Tensor[]",
+    _gradients,
+)
+_library.register(
+    "sampler_step_backward",
+    fake=lambda grads, row, index, tensors, wanted, *options: [
+        torch.empty_like(t) for t, wants in zip(tensors, wanted, strict=True) if wants
+    ],
+)
+_library.register("sampler_step", fake=_fake, setup_context=_setup_context, backward=_backward)
+_library.register("sampler_step_", fake=_fake_inplace)
+
+
+def _operator(name):
+    """The compiled operator as `eager` is called: None stands for a slot that nothing was stored in."""
+    operator = _library.past_autograd(name)
+
+    def run(x, model_output, uncond_output, slots, *rest):
+        slots = [x.new_empty(0) if h is None else h for h in slots]
+        return operator(x, model_output, uncond_output, slots, *rest)
+
+    return operator and run
+
+
+_IMPLEMENTATIONS = {"eager": eager.sampler_step, "cpu": _operator("sampler_step")}
+_INPLACE_IMPLEMENTATIONS = {"eager": eager.sampler_step_, "cpu": _library.past_autograd("sampler_step_")}

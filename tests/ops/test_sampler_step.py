@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from helpers import backends, check_error
+from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from imagegen import _library
 from imagegen.ops import randn, sampler_step, sampler_step_
 from imagegen.ops.sampler_step import columns
 
 BACKENDS = pytest.mark.parametrize("backend, device", backends("sampler_step"))
+needs_library = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 SHAPE = (3, 4, 6, 5)
 
 
@@ -76,11 +80,11 @@ def test_threshold_is_the_quantile_of_each_image(threshold, clip):
 def test_generated_noise_is_randn():
     x = normals(*SHAPE)
     x_next, _, _ = sampler_step(x, x, row(c_n=1), seed=5, step=9, first=2, backend="eager")
-    assert torch.equal(x_next, randn(SHAPE, seed=5, step=9, first=2))
+    assert torch.equal(x_next, randn(SHAPE, seed=5, step=9, first=2, backend="eager"))
     blended, _, _ = sampler_step(
         x, x, row(c_n=1, b_1=1), seed=5, step=9, mask=torch.zeros(()), known=x, backend="eager"
     )
-    assert torch.equal(blended, randn(SHAPE, seed=5, step=9, stream=1))
+    assert torch.equal(blended, randn(SHAPE, seed=5, step=9, stream=1, backend="eager"))
 
 
 def test_what_has_coefficient_zero_is_not_read():
@@ -135,6 +139,291 @@ def test_next_model_input():
 
 
 X = torch.ones(2, 3)
+# name -> (row, options that say which tensors and settings there are)
+STEPS = {
+    "plain": (row(c_x=0.9, c_m=0.3), {}),
+    "clipped": (row(a_x=1.1, a_m=-0.4, c_x=0.3, c_0=0.6), {"clip": 0.7}),
+    "folded": (row(2, **FULL | {"b_0": 0, "b_1": 0}), {"slots": 2, "noise": True}),
+    "guided": (row(a_x=1.1, a_m=-0.4, c_0=0.6, c_m=0.2, **{"s'": 0.8}), {"guidance": 7.5}),
+    "all": (row(2, **FULL), {"slots": 2, "noise": True, "guidance": 3.0, "clip": 0.9, "mask": True}),
+    "guided one by one": (row(2, **FULL), {"slots": 2, "noise": True, "guidance": "tensor", "clip": 0.9}),
+    "rescaled": (row(a_x=1.1, a_m=-0.4, c_x=0.3, c_0=0.6), {"guidance": 5.0, "rescale": 0.7}),
+    "rescaled one by one": (row(a_x=1.1, a_m=-0.4, c_x=0.3, c_0=0.6), {"guidance": "tensor", "rescale": 1.0}),
+    "thresholded": (
+        row(1, a_x=1.1, a_m=-0.4, c_x=0.3, c_0=0.6, c_h0=0.2, q_0=1, slot=0),
+        {"slots": 1, "threshold": 0.9},
+    ),
+    "threshold of everything": (row(a_x=3, a_m=0.5, c_0=0.6), {"threshold": 1.0, "clip": 4.0}),
+    "all passes": (
+        row(2, **FULL),
+        {"slots": 2, "noise": True, "guidance": "tensor", "rescale": 0.5, "threshold": 0.95, "mask": True},
+    ),
+    "doubled in bfloat16": (row(c_x=0.9, c_m=0.3), {"copies": 2, "model_input_dtype": torch.bfloat16}),
+}
+steps = pytest.mark.parametrize("name", STEPS)
+
+
+def arguments(name, shape=SHAPE, dtype=torch.float32, model_dtype=None, device="cpu", layout="contiguous"):
+    """(tensors, run): run(*tensors, backend=...) is the step `name` on those tensors."""
+    r, options = STEPS[name]
+    options = dict(options)
+    slots, guidance = options.pop("slots", 0), options.pop("guidance", None)
+
+    def tensor(dtype=dtype, shape=shape):
+        return LAYOUTS[layout](normals(*shape, dtype=dtype, device=device))
+
+    model_dtype = model_dtype or dtype
+    tensors = [tensor(), tensor(model_dtype), tensor(model_dtype) if guidance else None]
+    if guidance == "tensor":
+        guidance = torch.linspace(1, 8, shape[0], device=device)
+    tensors += [tensor() if options.pop("noise", False) else None]
+    masked = options.pop("mask", False)
+    tensors += (
+        [torch.rand(shape[0], 1, *shape[2:], device=device).to(dtype), tensor(), tensor()] if masked else [None] * 3
+    )
+    tensors += [tensor() for _ in range(slots)]
+
+    def run(x, m, u, noise, mask, known, known_noise, *h, backend=None):
+        outputs = sampler_step(
+            x, m, r, uncond_output=u, guidance=guidance, noise=noise, mask=mask, known=known, known_noise=known_noise,
+            slots=h, backend=backend, **options,
+        )  # fmt: skip
+        return tuple(t for t in outputs if t is not None)
+
+    return tensors, run
+
+
+def compare(name, backend, gradients=False, **options):
+    tensors, run = arguments(name, **options)
+    return check(
+        lambda *t: run(*t, backend=backend), lambda *t: run(*t, backend="eager"), *tensors, gradients=gradients
+    )
+
+
+@BACKENDS
+@steps
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_outputs_and_gradients_match_float64(backend, device, name, dtype):
+    if name == "doubled in bfloat16" and dtype in (torch.float32, torch.float64):
+        pytest.skip("rounds its output to bfloat16 whatever the state's dtype: see test_next_model_input")
+    compare(name, backend, gradients=dtype == torch.float32, dtype=dtype, device=device)
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", ["all", "all passes", "guided"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
+def test_any_strides(backend, device, name, layout, model_dtype):
+    x_next, *_ = compare(name, backend, layout=layout, shape=(2, 3, 5, 8), model_dtype=model_dtype, device=device)
+    assert x_next.stride() == torch.empty_like(LAYOUTS[layout](torch.empty(2, 3, 5, 8))).stride()
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", ["all", "all passes", "clipped"])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2, 1), (0, 3, 2, 2), (2, 0, 5, 1), (65, 2, 1, 3), (2, 3, 37, 41), (1, 3, 1, 2)]
+)
+def test_shapes(backend, device, name, shape):
+    compare(name, backend, shape=shape, device=device)
+
+
+@BACKENDS
+def test_fewer_and_more_axes(backend, device):
+    for shape in ((5,), (3, 7), (2, 3, 4), (2, 1, 3, 2, 5), (2, 1, 3, 1, 2, 1, 3, 2)):
+        compare("folded", backend, shape=shape, device=device)
+
+
+@needs_library
+@steps
+def test_every_instruction_set(capability, name):
+    if name == "doubled in bfloat16":
+        name = "plain"
+    for model_dtype in (torch.float32, torch.float16):
+        compare(name, "cpu", shape=(2, 3, 20, 19), model_dtype=model_dtype)
+
+
+@needs_library
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_drawn_rows_and_shapes(data):
+    slots = data.draw(st.integers(0, 4))
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    number = st.sampled_from([0.0, 0.0, 1.0, -0.5, 0.3])
+    r = np.array([data.draw(number) for _ in columns(slots)])
+    r[-3] = data.draw(st.integers(-1, slots - 1))
+    clip = data.draw(st.sampled_from([None, 0.5]))
+    tensors = normals(*shape, n=4 + slots)
+
+    def run(x, m, u, noise, *h, backend):
+        outputs = sampler_step(
+            x, m, r, uncond_output=u, guidance=2.0, noise=noise, slots=h, clip=clip, backend=backend
+        )  # fmt: skip
+        return tuple(t for t in outputs if t is not None)
+
+    for ours, theirs in zip(
+        run(*tensors, backend="cpu"), run(*(t.double() for t in tensors), backend="eager"), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)  # sums that cancel
+
+
+@BACKENDS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+def test_generated_noise(backend, device, layout):
+    r = row(1, c_x=0.9, c_n=0.5, c_h0=0.3, b_0=0.8, b_1=0.6)
+    x, h, known = (LAYOUTS[layout](t) for t in normals(*SHAPE, n=3, device=device))
+    mask = torch.rand(6, 5, device=device)
+    options = {"slots": (h,), "step": 3, "first": 4, "mask": mask, "known": known}
+    ours = sampler_step(x, x, r, seed=2**63 + 5, backend=backend, **options)[0]
+    noises = (randn(SHAPE, seed=2**63 + 5, step=3, first=4, stream=s, device=device) for s in (0, 1))
+    theirs = sampler_step(
+        x, x, r, **options, **dict(zip(("noise", "known_noise"), noises, strict=True)), backend="eager"
+    )[0]
+    assert relative_error(ours, theirs) < 1e-6
+    options |= {"slots": (h[1:2],), "known": known[1:2], "first": 5}
+    alone = sampler_step(x[1:2], x[1:2], r, seed=2**63 + 5, backend=backend, **options)[0]
+    assert torch.equal(alone, ours[1:2])
+
+
+@BACKENDS
+@steps
+def test_in_place(backend, device, name):
+    (x, m, u, noise, mask, known, known_noise, *h), _ = arguments(name, device=device)
+    r, options = STEPS[name]
+    options = {k: v for k, v in options.items() if k not in ("slots", "noise", "mask")}
+    if options.get("guidance") == "tensor":
+        options["guidance"] = torch.linspace(1, 8, SHAPE[0], device=device)
+    state = torch.stack([x, *h])
+    model_input = sampler_step_(
+        state, m, r, uncond_output=u, noise=noise, mask=mask, known=known, known_noise=known_noise, backend=backend,
+        **options,
+    )  # fmt: skip
+    expected = sampler_step(
+        x, m, r, uncond_output=u, noise=noise, mask=mask, known=known, known_noise=known_noise, slots=h,
+        backend=backend, **options,
+    )  # fmt: skip
+    assert torch.equal(state[0], expected[0])
+    assert torch.equal(model_input, expected[2])
+    for k, before in enumerate(h):
+        assert torch.equal(state[1 + k], expected[1] if k == r[-3] else before)
+
+
+@BACKENDS
+def test_unread_tensors_are_not_read(backend, device):
+    nan = torch.full(SHAPE, float("nan"), device=device)
+    x = normals(*SHAPE, device=device)
+    x_next, stored, _ = sampler_step(
+        x, nan, row(2, c_x=2.0), slots=(None, nan), noise=nan, uncond_output=nan, guidance=2.0, backend=backend
+    )
+    assert torch.equal(x_next, 2 * x)
+    assert stored is None
+    x_next, _, _ = sampler_step(x, x, row(c_m=2.0), uncond_output=nan, guidance=1.0, rescale=0.5, backend=backend)
+    torch.testing.assert_close(x_next, 2 * x)
+    assert sampler_step(nan, nan, row(a_x=1, c_0=1), clip=1.0, backend=backend)[0].isnan().all()
+    x[1, 0, 0, 0] = float("nan")
+    x_next, _, _ = sampler_step(x, x, row(a_x=1, c_0=1), threshold=0.5, backend=backend)
+    assert x_next[1].isnan().all()
+    assert not x_next[::2].isnan().any()
+
+
+@BACKENDS
+def test_rows_and_steps_of_their_own(backend, device):
+    x, m, h = normals(*SHAPE, n=3, device=device)
+    rows = np.stack([row(1, c_x=1.0), row(1, c_m=2.0, q_m=1.0, slot=0), row(1, c_h0=3.0, q_x=1.0, slot=0)])
+    h[:2] = float("nan")
+    x_next, stored, _ = sampler_step(x, m, rows, slots=(h,), backend=backend)
+    assert torch.equal(x_next, torch.stack([x[0], 2 * m[1], 3 * h[2]]))
+    assert torch.equal(stored, torch.stack([0 * x[0], m[1], x[2]]))
+    state = torch.stack([x, h])
+    sampler_step_(state, m, rows, backend=backend)
+    assert torch.equal(state[0], x_next)
+    assert torch.equal(state[1, 1:], stored[1:])
+    assert state[1, 0].isnan().all()
+
+    table = torch.tensor(np.stack([row(c_x=float(i), c_n=1.0) for i in range(5)]), device=device)
+    for step in (torch.tensor(3, device=device), torch.tensor([0, 4, 2], device=device)):
+        x_next, stored, _ = sampler_step(x, x, table, step=step, seed=1, backend=backend)
+        assert stored is None
+        for b in range(3):
+            i = int(step.expand(3)[b])
+            torch.testing.assert_close(x_next[b], i * x[b] + randn(SHAPE, seed=1, step=i, device=device)[b])
+
+
+@needs_library
+@steps
+def test_same_bits_on_any_number_of_threads(name):
+    tensors, run = arguments(name, shape=(3, 3, 91, 67))
+    results, before = [], torch.get_num_threads()
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        results.append(run(*tensors, backend="cpu"))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_library
+def test_large_outputs_past_the_caches():
+    x, m = normals(2, 3, 700, 701, n=2)
+    x_next, _, model_input = sampler_step(x, m, row(c_x=0.5, c_m=2.0, **{"s'": 3.0}), copies=2, backend="cpu")
+    torch.testing.assert_close(x_next, 0.5 * x + 2 * m)
+    assert torch.equal(model_input, torch.cat([3 * x_next] * 2))
+
+
+@needs_library
+def test_quantile_is_exact():
+    """Equal numbers, one element, ranks that are whole and that are not."""
+    for values in ([3.0], [2.0, 2.0, 2.0], [1.0, -5.0, 2.0, 9.0, 9.0], [0.0, 1e-30, 3.0]):
+        x = torch.tensor([values], dtype=torch.float64)
+        for dtype in (torch.float32, torch.float64):
+            for q in (0.25, 0.5, 0.9, 1.0):
+                s = max(torch.quantile(x.abs(), q).item(), 1)
+                x0, _, _ = sampler_step(x.to(dtype), x.to(dtype), row(a_x=1, c_0=1), threshold=q, backend="cpu")
+                expected = x.clamp(-s, s) / s
+                torch.testing.assert_close(x0.double(), expected, rtol=1e-6, atol=0)
+
+
+@BACKENDS
+def test_gradcheck(backend, device):
+    tensors, run = arguments("all passes", shape=(2, 3, 2, 1), dtype=torch.float64, device=device)
+    leaves = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: run(*t, backend=backend), leaves)
+    assert torch.autograd.gradgradcheck(lambda *t: run(*t, backend=backend), leaves)
+
+
+@needs_library
+def test_opcheck():
+    twin = _library.op("sampler_step")
+    x, m, u, h = normals(2, 3, 4, 5, n=4)
+    r = torch.from_numpy(row(1, **{k: v for k, v in FULL.items() if k not in ("c_h1", "slot")}, slot=0))
+    options = (1.5, 0.0, 0.9, None, 7, 1, 0)
+    leaves = [t.requires_grad_() for t in (x, m, u, h)]
+    for tensors in (leaves, [t.detach() for t in leaves]):
+        x, m, u, h = tensors
+        torch.library.opcheck(twin, (x, m, u, [h], None, None, None, None, r, None, None, *options, True, 2, x.dtype))
+        last = [LAYOUTS["channels_last"](t) for t in (x, m, u, h)]
+        arguments = (*last[:3], [last[3]], None, None, None, None, r, None, None, *options, False, 1, torch.bfloat16)
+        torch.library.opcheck(twin, arguments)
+    state = torch.stack([x, h])
+    torch.library.opcheck(
+        _library.op("sampler_step_"), (state, m, u, None, None, None, None, r, None, None, *options, 2, x.dtype)
+    )
+
+
+@needs_library
+def test_compiles_as_one_graph_with_dynamic_shapes():
+    @torch.compile(fullgraph=True, dynamic=True)
+    def compiled(x, m, h, r):
+        return sampler_step(x * 2, m, r, slots=(h,), clip=1.0)
+
+    r = torch.from_numpy(row(1, a_x=1.1, a_m=-0.4, c_0=0.6, c_x=0.2, c_h0=0.5, q_0=1, slot=0))
+    for shape in ((2, 3, 4, 5), (3, 5, 2, 7)):
+        x, m, h = (t.requires_grad_() for t in normals(*shape, n=3))
+        grads = []
+        for y in (compiled(x, m, h, r), sampler_step(x * 2, m, r, slots=(h,), clip=1.0, backend="eager")):
+            grads.append([*y, *torch.autograd.grad(sum(t.square().sum() for t in y), (x, m, h))])
+        assert all(relative_error(ours, theirs) < 1e-6 for ours, theirs in zip(*grads, strict=True))
+
+
 BAD_CALLS = [
     (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
     (TypeError, "x must be float32, bfloat16, float16 or float64, got torch.int64", {"x": X.long()}),

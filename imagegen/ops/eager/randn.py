@@ -6,21 +6,29 @@ _MASK = 0xFFFFFFFF
 
 
 def randn(out, seed, step, stream, first):
-    return out.copy_(normal(out.shape, seed, step, stream, first, out.device))
+    make = bits if out.dtype == torch.int32 else normal
+    out.copy_(make(out.shape, seed, step, stream, first, out.device))
 
 
 def normal(shape, seed, step, stream, first, device):
     """Float32 unit normals of `shape`; step is a number or a tensor (B,), one for each sample."""
-    samples, size = shape[0], math.prod(shape[1:])
-    bits = philox_bits(samples, -(-size // 4), seed, step, stream, first, device)
-    z = torch.stack([z for pair in (bits[:2], bits[2:]) for z in _box_muller(*pair)], -1)
-    return z.flatten(1)[:, :size].reshape(shape)
+    r = philox_bits(shape, seed, step, stream, first, device)
+    return _elements([z for pair in (r[:2], r[2:]) for z in _box_muller(*pair)], shape)
 
 
-def philox_bits(samples, blocks, seed, step, stream, first, device):
+def bits(shape, seed, step, stream, first, device):
+    """The 32 bits of every element."""
+    return _elements(philox_bits(shape, seed, step, stream, first, device), shape)
+
+
+def _elements(words, shape):
+    return torch.stack(words, -1).flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
+
+
+def philox_bits(shape, seed, step, stream, first, device):
     """Four int64 tensors (samples, blocks) of 32 random bits: word w of block i belongs to element 4 i + w."""
-    block = torch.arange(blocks, device=device)
-    sample = torch.arange(first, first + samples, device=device)[:, None]
+    block = torch.arange(-(-math.prod(shape[1:]) // 4), device=device)
+    sample = torch.arange(first, first + shape[0], device=device)[:, None]
     step = step.reshape(-1, 1) if isinstance(step, torch.Tensor) else torch.tensor(step, device=device)
     counter = block & _MASK, sample, step, stream | (block >> 32 << 16)
     return philox(torch.broadcast_tensors(*counter), seed)

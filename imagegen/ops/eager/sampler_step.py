@@ -57,13 +57,13 @@ def sampler_step(
     if copies:
         model_input = (c["s'"] * x_next).to(model_input_dtype)
         model_input = torch.cat([model_input] * copies) if copies > 1 else model_input
-    return x_next.to(x.dtype), stored, model_input
+    return [t for t in (x_next.to(x.dtype), stored, model_input) if t is not None]
 
 
 def sampler_step_(state, model_output, uncond_output, noise, mask, known, known_noise, row, index, *options):
     *options, copies, model_input_dtype = options
     slots = len(state) - 1
-    x_next, stored, model_input = sampler_step(
+    x_next, *others = sampler_step(
         state[0],
         model_output,
         uncond_output,
@@ -82,9 +82,9 @@ def sampler_step_(state, model_output, uncond_output, noise, mask, known, known_
     if slots:
         slot = coefficients(row, index, state[0])["slot"]
         for k in range(slots):
-            state[1 + k].copy_(torch.where(torch.as_tensor(slot == k, device=state.device), stored, state[1 + k]))
+            state[1 + k].copy_(torch.where(torch.as_tensor(slot == k, device=state.device), others[0], state[1 + k]))
     state[0].copy_(x_next)
-    return model_input
+    return others[-1] if copies else state.new_empty(0)
 
 
 def columns(slots):
@@ -113,7 +113,9 @@ def _guide(cond, uncond, guidance, scale, rescale):
 
 
 def _std(t):
-    return t.flatten(1).std(1)
+    """t.flatten(1).std(1), which warns of images of one element."""
+    t = t.flatten(1)
+    return ((t - t.mean(1, keepdim=True)).square().sum(1) / (t.size(1) - 1)).sqrt()
 
 
 def _bound(x0, clip, threshold):
