@@ -51,24 +51,48 @@ struct Prefetch {
   int lines_per_chunk = 0;
 };
 
+// Where the broadcast operand keeps row r of step k: at r * kRow + k * kStep, kChunk further on every L steps.
+template <class T>
+struct ChunkedRows {  // [chunk of L steps][kRows][L]
+  static constexpr int kRow = kLanes<T>, kStep = 1, kChunk = kRows * kLanes<T>;
+};
+template <class T, int R>
+struct InterleavedRows {  // [step][R]
+  static constexpr int kRow = 1, kStep = R, kChunk = R * kLanes<T>;
+};
+
+struct Nothing {
+  INLINE void operator()() const {}
+};
+
+// acc[rows][V vectors] += sum over steps of t[rows] * u[V vectors]; u is [step][V * L].
+template <class E, class Rows, int R, int V, class T = typename E::T, class OnChunk = Nothing>
+INLINE void accumulate(const T* t, const T* u, int64_t steps, Vec<T> (&acc)[R][V], const OnChunk& on_chunk = {}) {
+  constexpr int L = kLanes<T>;
+  const auto step = [&](int k) __attribute__((always_inline)) {
+    Vec<T> w[V];
+    UNROLL(2) for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
+    UNROLL(12)
+    for (int r = 0; r < R; ++r)
+      UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = E::dot(acc[r][v], w[v], t[r * Rows::kRow + k * Rows::kStep]);
+    u += V * L;
+  };
+  for (int64_t c = 0; c < steps / L; ++c, t += Rows::kChunk) {
+    on_chunk();
+    UNROLL(4) for (int k = 0; k < L; ++k) step(k);
+  }
+  for (int k = 0; k < steps % L; ++k) step(k);
+}
+
 template <class E, int R, int V, class T = typename E::T>
 void multiply(const T* t, const T* u, int64_t steps, T* m, Prefetch<T> prefetch) {
   constexpr int L = kLanes<T>;
   Vec<T> acc[R][V];
   UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
-  const auto step = [&](int k) __attribute__((always_inline)) {
-    Vec<T> w[V];
-    UNROLL(2) for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
-    UNROLL(12)
-    for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = E::dot(acc[r][v], w[v], t[r * L + k]);
-    u += V * L;
-  };
-  for (int64_t c = 0; c < steps / L; ++c, t += kRows * L) {
+  accumulate<E, ChunkedRows<T>>(t, u, steps, acc, [&] {
     for (int i = 0; i < prefetch.lines_per_chunk; ++i, prefetch.next += 64 / sizeof(T))
       __builtin_prefetch(prefetch.next, 0, 2);
-    UNROLL(4) for (int k = 0; k < L; ++k) step(k);
-  }
-  for (int k = 0; k < steps % L; ++k) step(k);
+  });
   UNROLL(12)
   for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) store(m + (r * kPanelVectors + v) * L, acc[r][v]);
 }

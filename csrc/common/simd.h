@@ -266,6 +266,20 @@ INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
 #endif
 }
 
+// The larger of each two; b where either is nan.
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select<float>(a > b, a, b);
+#endif
+}
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) {
+  return select<double>(a > b, a, b);
+}
+
 // p * 2^n for the integer n that `shifted` - 1.5 * 2^23 is: the addition that rounded it left n in the low bits.
 constexpr float kRound = 12582912.f;
 INLINE Vec<float> scale_by_power(Vec<float> p, Vec<float> shifted) {
@@ -326,6 +340,57 @@ INLINE Vec<float> one_plus_exp_minus(Vec<float> x) {
 }
 INLINE Vec<double> one_plus_exp_minus(Vec<double> x) {
   return 1.0 + exp(-x);
+}
+
+// 2^x for x <= 0, exactly 0 from -127 down; nan stays nan. Relative error 2e-7, or kRough, for what bf16 will round,
+// 6e-5.
+template <bool kRough = false>
+INLINE Vec<float> exp2_of_negative(Vec<float> x) {
+  x = larger(broadcast(-127.f), x);
+#if defined(__AVX512F__)
+  constexpr float round = kRound / 32;
+  const Vec<float> shifted = x + round, r = x - (shifted - round);  // |r| <= 1 / 64
+  const __m512i power =
+      _mm512_permutex2var_epi32(_mm512_load_si512(kPowers), (__m512i)shifted, _mm512_load_si512(kPowers + 16));
+  const Vec<float> scale = bit_cast<Vec<float>>((Bits<float>)power + (bit_cast<Bits<float>>(shifted) << 18));
+  const Vec<float> p = kRough ? r * 0.69314718f + 1.0f : (r * 0.24022467f + 0.69315775f) * r + 1.0f;
+  return p * scale;
+#else
+  const Vec<float> shifted = x + kRound, r = x - (shifted - kRound);
+  Vec<float> p = broadcast(1.3264044e-3f);  // minimax on |r| <= 1 / 2, error 1.0e-7
+  p = p * r + 9.6720455e-3f;
+  p = p * r + 5.55074022e-2f;
+  p = p * r + 2.402223391e-1f;
+  p = p * r + 6.931469715e-1f;
+  p = p * r + 1.0f;
+  return scale_by_power(p, shifted);
+#endif
+}
+template <bool kRough = false>
+INLINE Vec<double> exp2_of_negative(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp2(x[i]);
+  return x;
+}
+
+// The natural logarithm of normal positive numbers, relative error below 2e-7 away from 1; nan stays nan.
+INLINE Vec<float> log(Vec<float> x) {
+  const Bits<float> bits = bit_cast<Bits<float>>(x), n = (bits - 0x3f3504f3) >> 23;  // x = 2^n (1 + f), from sqrt(1/2)
+  const Vec<float> e = __builtin_convertvector(n, Vec<float>), f = bit_cast<Vec<float>>(bits - (n << 23)) - 1.0f;
+  Vec<float> p = broadcast(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const Vec<float> square = f * f, y = f + ((p * f - 0.5f) * square - e * 2.12194440e-4f) + e * 0.693359375f;
+  return select<float>(x == x, y, x);
+}
+INLINE Vec<double> log(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
+  return x;
 }
 
 template <class T>

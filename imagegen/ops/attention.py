@@ -117,12 +117,15 @@ def _backward(kernel):
     def backward(ctx, grad, _grad_lse):
         q, k, v, mask, out, lse = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
+        create_graph = torch.is_grad_enabled()
+        if create_graph or _library.why_missing(kernel, q.device.type):
+            # create_graph=True: what comes out will be differentiated in its turn.
             # Views, so that one tensor passed in two places gets the gradient of each.
-            tensors = [t if t is None else t.view_as(t) for t in (q, k, v, mask)]
-            y = eager.attention(*tensors, ctx.causal, ctx.scale)
+            with torch.enable_grad():
+                tensors = [t if t is None else t.view_as(t) for t in (q, k, v, mask)]
+                y = eager.attention(*tensors, ctx.causal, ctx.scale)
             wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
             gradients = [next(gradients) if need else None for need in needs]
         else:
             gradients = _library.op(kernel)(grad, q, k, v, mask, out, lse, ctx.causal, ctx.scale, needs[3])
@@ -135,4 +138,4 @@ def _backward(kernel):
 _library.register("attention", fake=_fake, setup_context=_setup_context, backward=_backward("attention_backward"))
 _library.register("attention_backward", fake=_fake_backward)
 
-_IMPLEMENTATIONS = {"eager": eager.attention}
+_IMPLEMENTATIONS = {"eager": eager.attention, "cpu": _native}

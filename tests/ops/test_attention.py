@@ -13,6 +13,10 @@ from imagegen.ops import eager
 BACKENDS = backends("attention")
 needs_library = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 needs_cpu = pytest.mark.skipif(not any(p.id == "cpu" and not p.marks for p in BACKENDS), reason="no cpu kernel")
+needs_backward = pytest.mark.skipif(
+    _library.why_missing("attention_backward", "cpu") is not None, reason="no cpu kernel of the backward"
+)
+
 
 # (B, H, Hk, Lq, Lk, D): the head dims of image models, text's 77 keys, whole vectors and rests of queries, keys and
 # head dim, one query, one key, more queries than keys and fewer, shared heads.
@@ -253,7 +257,7 @@ def test_long(causal, backend, device):
     check_all(*make(1, 1, 1, 700, 900, 40, device=device), causal=causal, backend=backend)
 
 
-@needs_cpu
+@needs_backward
 @pytest.mark.parametrize("shape", [(1, 3, 3, 700, 300, 40), (2, 2, 1, 90, 77, 80), (5, 1, 1, 3, 900, 64)], ids=str)
 def test_same_bits_for_any_number_of_threads(shape):
     q, k, v = make(*shape)
@@ -271,7 +275,7 @@ def test_same_bits_for_any_number_of_threads(shape):
         assert all(map(torch.equal, result, results[0]))
 
 
-@needs_cpu
+@needs_backward
 def test_memory_grows_with_the_length_alone():
     """65536 keys: the scores would take 17 GB in float, and forward and backward fit in an address space of a few."""
     q, k, v = (t.requires_grad_() for t in make(1, 1, 1, 64, 65536, 8))
@@ -353,7 +357,7 @@ def test_one_gradient_at_a_time(create_graph, wanted, backend, device):
     assert gradients[0].requires_grad == create_graph
 
 
-@needs_cpu
+@needs_backward
 @pytest.mark.parametrize("layout", ["heads outermost", "heads joined"])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "mask"])
 def test_opcheck(layout, masked):
@@ -367,7 +371,7 @@ def test_opcheck(layout, masked):
     torch.library.opcheck(torch.ops.imagegen.attention_backward.default, inputs)
 
 
-@needs_cpu
+@needs_backward
 def test_compile():
     function = lambda q, k, v, m: ops.attention(q, k, v, mask=m, causal=True)  # noqa: E731
     compiled = torch.compile(function, fullgraph=True, dynamic=True)
@@ -448,7 +452,7 @@ def test_devices_must_agree():
             ops.attention(**({"q": q, "k": k, "v": k} | {argument: elsewhere}))
 
 
-@needs_cpu
+@needs_backward
 def test_backward_checks_its_arguments():
     out, lse = torch.ops.imagegen.attention(q, k, k, None, False, 0.5)
     for change, message in (

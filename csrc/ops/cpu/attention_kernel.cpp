@@ -1,0 +1,185 @@
+#include "attention_tiles.h"
+#include "common/parallel.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+// Blocks of keys take turns before a block of queries, whose Q^T, largest scores, sums and O^T stay in the second-level
+// cache; the scores of one panel of queries and one block of keys stay in the first-level one.
+template <class S>
+class AttentionForward {
+  using E = typename DotOf<S>::type;
+  using T = typename E::T;
+  static constexpr int L = kLanes<T>, kPanel = 2 * L;
+  static constexpr int64_t kKeys = 8 * kRows;
+  static constexpr int64_t kQueries = 512, kQueryElements = 65536;  // of a block, while the threads have enough to do
+
+  const AttentionParams& p;
+  const int64_t steps, chunks, key_block;
+  int64_t query_block;
+  const T scale;  // of scores, in units of log2
+
+ public:
+  explicit AttentionForward(const AttentionParams& p)
+      : p(p),
+        steps(steps_of<E>(p.head_dim)),
+        chunks(ceil_div(steps, L)),
+        key_block(key_block_for(p.k_len)),
+        scale(T(p.scale * kLog2e)) {
+    const int64_t most = max<int64_t>(1, min(kQueries, kQueryElements / p.head_dim) / kPanel) * kPanel;
+    query_block = min(most, round_up(p.q_len, kPanel));
+    while (query_block > 2 * kPanel && num_threads() > 1 && items() < 4 * num_threads())
+      query_block = round_up(query_block / 2, kPanel);
+  }
+
+  void run() const {
+    const int64_t n = items();
+    parallel_claim(n, [&](const auto& claim) {
+      const Scratch scratch(*this);
+      for (int64_t item; (item = claim()) < n;) {
+        const int64_t blocks = ceil_div(p.q_len, query_block), head = item / blocks;
+        run_block(scratch, head / p.heads, head % p.heads, item % blocks * query_block);
+      }
+    });
+  }
+
+ private:
+  int64_t items() const { return p.batch * p.heads * ceil_div(p.q_len, query_block); }
+
+  // Keys are cut into equal blocks of whole groups; few keys are one block.
+  static int64_t key_block_for(int64_t keys) {
+    const int64_t blocks = max<int64_t>(1, ceil_div(keys, kKeys));
+    return blocks == 1 ? max<int64_t>(1, keys) : round_up(ceil_div(keys, blocks), kRows);
+  }
+
+  struct Scratch {
+    int64_t q_stride, o_stride;  // from panel to panel
+    T* k;                        // [group][chunk][kRows][L]
+    T* v;                        // [group of head_dim][step][elements of the group]
+    T* s;                        // [key][kPanel]
+    T* alpha;                    // [kPanel]
+    T* top;                      // [panel][kPanel]: the largest scores so far
+    T* sum;                      // [panel][kPanel]
+    T* q;                        // [panel][step][kPanel]
+    T* o;                        // [panel][head_dim][kPanel]
+
+    explicit Scratch(const AttentionForward& a) {
+      const int64_t panels = a.query_block / kPanel, keys = round_up(a.key_block, 2);
+      q_stride = a.steps * kPanel, o_stride = a.p.head_dim * kPanel;
+      const int64_t sizes[] = {ceil_div(a.key_block, kRows) * a.chunks * kRows * L,
+                               round_up(steps_of<E>(a.key_block) * a.p.head_dim + L, L),
+                               keys * kPanel,
+                               kPanel,
+                               panels * kPanel,
+                               panels * kPanel,
+                               panels * q_stride,
+                               panels * o_stride};
+      T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o};
+      int64_t total = 0;
+      for (const int64_t size : sizes) total += size;
+      T* at = static_cast<T*>(workspace(total * sizeof(T)));
+      for (int i = 0; i < 8; at += sizes[i++]) *parts[i] = at;
+    }
+  };
+
+  void run_block(const Scratch& w, int64_t b, int64_t h, int64_t first) const {
+    const int64_t n = min(query_block, p.q_len - first), kv_head = h / (p.heads / p.kv_heads);
+    const S* q = at(p.q, b, h, first);
+    const S* k = at(p.k, b, kv_head, 0);
+    const S* v = at(p.v, b, kv_head, 0);
+    for_panels(n, [&]<int V>(int64_t panel, int64_t rows) {
+      pack_lanes<E, V>(q + panel * kPanel * p.q.row_stride, p.q.row_stride, rows, p.head_dim, w.q + panel * w.q_stride);
+      for (int64_t i = 0; i < kPanel; ++i) w.top[panel * kPanel + i] = -kInfinity<T>, w.sum[panel * kPanel + i] = 0;
+    });
+    if (p.k_len == 0 || (p.causal && p.k_len < p.q_len))  // some queries attend to nothing at all
+      std::memset(w.o, 0, ceil_div(n, kPanel) * w.o_stride * sizeof(T));
+    for (int64_t k0 = 0; k0 < p.k_len; k0 += key_block) {
+      const int64_t keys = min(key_block, p.k_len - k0);
+      if (ScoreMask<T, 1>(p, b, h, first + n - 1).seen() <= k0) break;
+      pack_rows<E>(k + k0 * p.k.row_stride, p.k.row_stride, keys, p.head_dim, w.k);
+      pack_steps<E>(v + k0 * p.v.row_stride, p.v.row_stride, keys, p.head_dim, w.v);
+      for_panels(n, [&]<int V>(int64_t panel, int64_t) {
+        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, first + panel * kPanel), k0, keys);
+      });
+    }
+    for_panels(n, [&]<int V>(int64_t panel, int64_t rows) { finish<V>(w, panel, b, h, first + panel * kPanel, rows); });
+  }
+
+  // f<V>(panel, queries) for each panel of n queries; the last one may have a single vector.
+  template <class F>
+  static void for_panels(int64_t n, const F& f) {
+    for (int64_t panel = 0; panel * kPanel < n; ++panel) {
+      const int64_t rows = min<int64_t>(kPanel, n - panel * kPanel);
+      rows > L ? f.template operator()<2>(panel, rows) : f.template operator()<1>(panel, rows);
+    }
+  }
+
+  template <class Input>
+  static auto at(const Input& t, int64_t b, int64_t h, int64_t row) {
+    using Element = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(t.p)>>, const S, S>;
+    return static_cast<Element*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
+  }
+
+  // One panel of queries against one block of keys.
+  template <int V>
+  void attend(const Scratch& w, int64_t panel, const ScoreMask<T, V>& mask, int64_t k0, int64_t keys) const {
+    T* top = w.top + panel * kPanel;
+    T* o = w.o + panel * w.o_stride;
+    const T* q = w.q + panel * w.q_stride;
+    const int64_t seen = min(keys, mask.seen() - k0);
+    if (seen <= 0) return;
+
+    Vec<T> top_before[V], top_after[V], base[V], sum[V];
+    for (int v = 0; v < V; ++v) top_before[v] = load(top + v * L);
+    const RowGroups groups(keys);
+    int64_t n = 0;  // keys scored: whole groups, until all that is seen is in
+    for (int64_t g = 0; n < seen; n = groups.first(++g))
+      score_tile_for_rows<E, V>(groups.rows(g))(w.k + g * chunks * kRows * L, q, steps, w.s + n * V * L, top);
+
+    T scale_left = scale;
+    if (mask.needed(k0, n)) {
+      for (int v = 0; v < V; ++v) top_after[v] = top_before[v];
+      mask.apply(w.s, k0, n, scale, top_after);
+      for (int v = 0; v < V; ++v) store(top + v * L, top_after[v]);
+    }
+    if (p.mask.kind == AttentionMaskKind::additive) scale_left = 1;
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> t = load(top + v * L);
+      base[v] = select<T>(t == -kInfinity<T>, Vec<T>{}, t * scale_left);
+      // Of what is already in sum and O; they begin as nothing.
+      const Vec<T> alpha = exp2_of_negative(top_before[v] * scale_left - base[v]);
+      store(w.alpha + v * L, alpha);
+      sum[v] = load(w.sum + panel * kPanel + v * L) * alpha;
+    }
+    exponentials<E, V>(w.s, n, scale_left, base, sum);
+    for (int v = 0; v < V; ++v) store(w.sum + panel * kPanel + v * L, sum[v]);
+
+    const RowGroups parts(p.head_dim);
+    const int64_t key_steps = steps_of<E>(keys);
+    for (int64_t g = 0; g < parts.count; ++g)
+      value_tile_for_rows<E, V>(parts.rows(g))(w.v + parts.first(g) * key_steps, w.s, steps_of<E>(n),
+                                               o + parts.first(g) * V * L, k0 ? w.alpha : nullptr);
+  }
+
+  template <int V>
+  void finish(const Scratch& w, int64_t panel, int64_t b, int64_t h, int64_t query, int64_t rows) const {
+    Vec<T> factor[V];
+    const T units = p.mask.kind == AttentionMaskKind::additive ? T(kLn2) : T(p.scale);
+    T* lse = static_cast<T*>(p.lse) + (b * p.heads + h) * p.q_len + query;
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> sum = load(w.sum + panel * kPanel + v * L), top = load(w.top + panel * kPanel + v * L);
+      const Bits<T> nothing = top == -kInfinity<T>;
+      factor[v] = select<T>(nothing, Vec<T>{}, T(1) / sum);
+      store(lse + v * L, select<T>(nothing, top, top * units + log(sum)), rows - v * L);
+    }
+    store_lanes<V>(w.o + panel * w.o_stride, factor, rows, p.head_dim, at(p.out, b, h, query), p.out.row_stride);
+  }
+};
+
+}  // namespace
+
+void attention_kernel(const AttentionParams& p) {
+  dispatch_dtype(p.dtype, [&]<class S>() { AttentionForward<S>(p).run(); });
+}
+
+}  // namespace imagegen::IMAGEGEN_CAPABILITY

@@ -1,0 +1,336 @@
+// What attention's forward and backward are made of. Lanes are queries: a panel is one or two vectors of them, scores
+// are S^T[key][query] = sum over d of K[key][d] Q^T[d][query] and outputs O^T[d][query] = sum over keys of V^T P^T,
+// with K and V broadcast. So no sum runs across lanes, every head dimension costs what it should, K and V are copied
+// and not transposed, and only Q and O are turned, once.
+#pragma once
+#include "common/tile_transform.h"
+#include "ops/attention.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// The product for elements S: bf16 pairs where the machine multiplies them, float or double elsewhere.
+template <class S>
+struct DotOf {
+  using type = FloatDot;
+};
+template <>
+struct DotOf<double> {
+  using type = DoubleDot;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct DotOf<bf16> {
+  using type = Bf16Dot;
+};
+#endif
+
+template <class T>
+constexpr T kInfinity = T(__builtin_inf());
+
+// ---- packing: n rows of head_dim elements each
+
+template <class E>
+INLINE int64_t steps_of(int64_t n) {
+  return ceil_div(n, E::kPair);
+}
+
+// n >= 1 neighbours as one vector of steps, zeros past them.
+template <class E, class S>
+INLINE Vec<typename E::T> load_steps(const S* p, int64_t n) {
+#if defined(__AVX512BF16__)
+  if constexpr (E::kPair == 2) {
+    const __mmask32 m = n >= 32 ? ~0u : (1u << n) - 1;
+    return (Vec<float>)_mm512_maskz_loadu_epi16(m, p);
+  }
+#endif
+  if constexpr (E::kPair == 1) return load(p, n);
+}
+
+// The queries' side of scores: rows become lanes, [step of head_dim][V * L]; lanes past the last row are 0.
+template <class E, int V, class S>
+void pack_lanes(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to) {
+  using T = typename E::T;
+  constexpr int L = kLanes<T>, kChunk = L * E::kPair;
+  const int64_t steps = steps_of<E>(head_dim);
+  for (int v = 0; v < V; ++v)
+    for (int64_t c = 0; c < steps; c += L) {
+      const S* from = x + v * L * row_stride + c * E::kPair;
+      const int64_t rows = n - v * L, rest = head_dim - c * E::kPair;
+      Vec<T> r[L];
+      if (rows >= L && rest >= kChunk)
+        UNROLL(16) for (int i = 0; i < L; ++i) r[i] = load_steps<E>(from + i * row_stride, kChunk);
+      else
+        for (int i = 0; i < L; ++i) r[i] = i < rows ? load_steps<E>(from + i * row_stride, rest) : Vec<T>{};
+      transpose<T>(r);
+      for (int i = 0; i < min<int64_t>(L, steps - c); ++i) store(to + (c + i) * V * L + v * L, r[i]);
+    }
+}
+
+// The keys' side of sums over head_dim: [group of rows][chunk of L steps][kRows][L].
+template <class E, class S>
+void pack_rows(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to) {
+  constexpr int L = kLanes<typename E::T>, kChunk = L * E::kPair;
+  const RowGroups groups(n);
+  const int64_t chunks = ceil_div(head_dim, kChunk), whole = head_dim / kChunk;
+  for (int64_t g = 0; g < groups.count; ++g, to += chunks * kRows * L)
+    for (int64_t r = 0; r < groups.rows(g); ++r) {
+      const S* from = x + (groups.first(g) + r) * row_stride;
+      for (int64_t c = 0; c < whole; ++c) store(to + (c * kRows + r) * L, load_steps<E>(from + c * kChunk, kChunk));
+      if (whole < chunks)
+        store(to + (whole * kRows + r) * L, load_steps<E>(from + whole * kChunk, head_dim - whole * kChunk));
+    }
+}
+
+// One step of a sum over rows: R elements from d of a row, or of two rows side by side. Whole vectors go out: what is
+// past R the next step overwrites, since masked stores are slow.
+template <class E, class S>
+INLINE void store_step(const S* row, const S* next_row, int64_t d, int64_t R, int64_t head_dim, typename E::T* to) {
+  constexpr int L = kLanes<typename E::T>;
+  for (int64_t i = 0; i < R; i += L, d += L) {
+#if defined(__AVX512BF16__)
+    if constexpr (E::kPair == 2) {
+      const __mmask16 m = R - i >= L ? 0xffff : (1u << (R - i)) - 1;
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, row + d));
+      const __m512i high =
+          next_row ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, next_row + d)) : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+#endif
+    if constexpr (E::kPair == 1) store(to + i, d + L <= head_dim ? load(row + d) : load(row + d, head_dim - d));
+  }
+}
+
+// The keys' side of sums over keys: [group of head_dim][step][elements of the group], and up to L more.
+template <class E, class S>
+void pack_steps(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to) {
+  const RowGroups groups(head_dim);
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const int64_t R = groups.rows(g), d = groups.first(g);
+    for (int64_t k = 0; k < n; k += E::kPair, to += R)
+      store_step<E>(x + k * row_stride, k + 1 < n ? x + (k + 1) * row_stride : nullptr, d, R, head_dim, to);
+  }
+}
+
+// O^T [d][V * L] times a factor per lane, out to rows. The last vector of a row overlaps the one before.
+template <int V, class S, class T>
+void store_lanes(const T* o, const Vec<T>* factor, int64_t n, int64_t head_dim, S* to, int64_t row_stride) {
+  constexpr int L = kLanes<T>;
+  for (int v = 0; v < V; ++v)
+    for (int64_t start = 0; start < head_dim; start += L) {
+      const int64_t d = max<int64_t>(0, min(start, head_dim - L)), width = head_dim - d, rows = n - v * L;
+      S* out = to + v * L * row_stride + d;
+      Vec<T> r[L];
+      if (width >= L)
+        UNROLL(16) for (int i = 0; i < L; ++i) r[i] = load(o + (d + i) * V * L + v * L) * factor[v];
+      else
+        for (int i = 0; i < L; ++i) r[i] = i < width ? load(o + (d + i) * V * L + v * L) * factor[v] : Vec<T>{};
+      transpose<T>(r);
+      if (rows >= L && width >= L)
+        UNROLL(16) for (int i = 0; i < L; ++i) store(out + i * row_stride, r[i]);
+      else
+        for (int i = 0; i < min<int64_t>(L, rows); ++i) store(out + i * row_stride, r[i], width);
+    }
+}
+
+// ---- products
+
+// s[R keys][V * L] = K Q^T; top[V * L] becomes the largest of itself and the scores.
+template <class E, int V, int R, class T = typename E::T>
+void score_tile(const T* k, const T* q, int64_t steps, T* s, T* top) {
+  constexpr int L = kLanes<T>;
+  Vec<T> acc[R][V], largest[V];
+  UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
+  accumulate<E, ChunkedRows<T>>(k, q, steps, acc);
+  UNROLL(2) for (int v = 0; v < V; ++v) largest[v] = load(top + v * L);
+  UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) {
+    store(s + (r * V + v) * L, acc[r][v]);
+    largest[v] = larger(largest[v], acc[r][v]);
+  }
+  UNROLL(2) for (int v = 0; v < V; ++v) store(top + v * L, largest[v]);
+}
+
+// o[R elements of head_dim][V * L] = V^T P^T + alpha[V * L] * o, without what was in o where alpha is null. What was
+// there joins last: the sums stay short and their rounding errors small.
+template <class E, int V, int R, class T = typename E::T>
+void value_tile(const T* values, const T* p, int64_t steps, T* o, const T* alpha) {
+  constexpr int L = kLanes<T>;
+  Vec<T> acc[R][V];
+  UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
+  accumulate<E, InterleavedRows<T, R>>(values, p, steps, acc);
+  if (alpha) {
+    Vec<T> a[V];
+    UNROLL(2) for (int v = 0; v < V; ++v) a[v] = load(alpha + v * L);
+    UNROLL(12)
+    for (int r = 0; r < R; ++r)
+      UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = a[v] * load(o + (r * V + v) * L) + acc[r][v];
+  }
+  UNROLL(12)
+  for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) store(o + (r * V + v) * L, acc[r][v]);
+}
+
+template <class E, int V, int R = kRows>
+INLINE auto score_tile_for_rows(int64_t rows) {
+  if constexpr (R > 1)
+    if (rows < R) return score_tile_for_rows<E, V, R - 1>(rows);
+  return &score_tile<E, V, R>;
+}
+template <class E, int V, int R = kRows>
+INLINE auto value_tile_for_rows(int64_t rows) {
+  if constexpr (R > 1)
+    if (rows < R) return value_tile_for_rows<E, V, R - 1>(rows);
+  return &value_tile<E, V, R>;
+}
+
+// ---- exponentials
+
+// Rows 2k and 2k + 1 side by side as bf16.
+template <class T>
+INLINE Vec<T> join_rows([[maybe_unused]] Vec<T> even, [[maybe_unused]] Vec<T> odd) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 4) {
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (Vec<float>)_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave),
+                                                (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+  }
+#endif
+  return even;
+}
+
+// s[n keys][V * L] becomes 2^(scale * s - base) in place, in pairs of keys where the product takes pairs; their sums
+// are added to sum. An odd last key has the room of a pair.
+template <class E, int V, class T = typename E::T>
+void exponentials(T* s, int64_t n, T scale, const Vec<T>* base, Vec<T>* sum) {
+  constexpr int L = kLanes<T>;
+  constexpr bool kRough = E::kPair == 2;
+  Vec<T> total[V] = {};  // the block's own sum first, for short sums
+  if (kRough && n % 2)
+    for (int v = 0; v < V; ++v) store(s + (n * V + v) * L, broadcast(-kInfinity<T>));
+  T* p = s;
+  UNROLL(2)
+  for (int64_t k = 0; k < n; k += E::kPair, s += E::kPair * V * L, p += V * L) {
+    Vec<T> e[E::kPair][V];
+    UNROLL(2) for (int i = 0; i < E::kPair; ++i) UNROLL(2) for (int v = 0; v < V; ++v) {
+      e[i][v] = exp2_of_negative<kRough>(load(s + (i * V + v) * L) * scale - base[v]);
+      total[v] += e[i][v];
+    }
+    UNROLL(2)
+    for (int v = 0; v < V; ++v) store(p + v * L, E::kPair == 2 ? join_rows<T>(e[0][v], e[E::kPair - 1][v]) : e[0][v]);
+  }
+  for (int v = 0; v < V; ++v) sum[v] += total[v];
+}
+
+// ---- masks
+
+// n elements of a row of the mask, in the units of scores: additive ones times log2(e), -infinity where False.
+template <class M, class T>
+INLINE Vec<T> load_mask(const M* p, int64_t stride, int64_t n) {
+  constexpr int L = kLanes<T>;
+  n = min<int64_t>(n, L);
+  if constexpr (!std::is_same_v<M, bool>) {
+    if constexpr (std::is_same_v<Compute<M>, T>)
+      if (stride == 1) return load(p, n) * T(kLog2e);
+    T part[L] = {};
+    for (int64_t i = 0; i < n; ++i) part[i] = T(to_compute(p[i * stride])) * T(kLog2e);
+    return load(part);
+  } else {
+    T part[L] = {};
+    for (int64_t i = 0; i < n; ++i) part[i] = p[i * stride] ? T(0) : -kInfinity<T>;
+    return load(part);
+  }
+}
+
+template <class T>
+INLINE Vec<T> lane_numbers() {
+  T number[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) number[i] = T(i);
+  return load(number);
+}
+
+// Masks the scores s[n keys][V * L] of the panel from query q0 and of the keys from k0.
+template <class T, int V>
+class ScoreMask {
+  static constexpr int L = kLanes<T>;
+  const AttentionParams& p;
+  const int64_t b, h, q0;
+
+ public:
+  ScoreMask(const AttentionParams& p, int64_t b, int64_t h, int64_t q0) : p(p), b(b), h(h), q0(q0) {}
+
+  // Keys at or past this one no query of the panel sees.
+  int64_t seen() const {
+    const int64_t last = min<int64_t>(q0 + V * L, p.q_len) - 1;
+    return p.causal ? min(p.k_len, last + p.k_len - p.q_len + 1) : p.k_len;
+  }
+  // Whether these scores need apply(). Where the mask is additive it also brings the scale.
+  bool needed(int64_t k0, int64_t n) const {
+    return p.mask.kind != AttentionMaskKind::none || (p.causal && k0 + n - 1 > q0 + p.k_len - p.q_len);
+  }
+
+  void apply(T* s, int64_t k0, int64_t n, T scale, Vec<T>* top) const {
+    if (p.mask.kind == AttentionMaskKind::additive) {
+      if (p.mask.dtype == Dtype::f64) {
+        if constexpr (sizeof(T) == 8) add<double>(s, k0, n, scale);
+      } else if (p.mask.dtype == Dtype::f32) {
+        add<float>(s, k0, n, scale);
+      } else if constexpr (sizeof(T) == 4) {
+        p.mask.dtype == Dtype::bf16 ? add<bf16>(s, k0, n, scale) : add<fp16>(s, k0, n, scale);
+      }
+    } else if (p.mask.kind == AttentionMaskKind::boolean) {
+      add<bool>(s, k0, n, T(1));
+    }
+    if (p.causal) forbid_future(s, k0, n);
+    for (int64_t k = 0; k < n; ++k)
+      for (int v = 0; v < V; ++v) top[v] = larger(top[v], load(s + (k * V + v) * L));
+  }
+
+ private:
+  template <class M>
+  void add(T* s, int64_t k0, int64_t n, T scale) const {
+    for (int v = 0; v < V; ++v)
+      for (int64_t k = 0; k < n; k += L) {
+        Vec<T> bias[L];
+        tile<M>(q0 + v * L, k0 + k, n - k, bias);
+        for (int i = 0; i < min<int64_t>(L, n - k); ++i) {
+          T* at = s + ((k + i) * V + v) * L;
+          if constexpr (std::is_same_v<M, bool>)  // a select: a nan behind the mask is not seen
+            store(at, select<T>(bias[i] < T(0), bias[i], load(at)));
+          else
+            store(at, load(at) * scale + bias[i]);
+        }
+      }
+  }
+
+  // bias[key] for L queries from q, of n keys from k. Queries past the last one get the last one's.
+  template <class M>
+  INLINE void tile(int64_t q, int64_t k, int64_t n, Vec<T>* bias) const {
+    const M* from = static_cast<const M*>(p.mask.p) + b * p.mask.batch_stride + h * p.mask.head_stride;
+    from += k * p.mask.k_stride;
+    if (p.mask.q_stride == 0) {
+      const Vec<T> row = load_mask<M, T>(from, p.mask.k_stride, n);
+      for (int i = 0; i < L; ++i) bias[i] = broadcast(row[i]);
+      return;
+    }
+    for (int i = 0; i < L; ++i)
+      bias[i] = load_mask<M, T>(from + min(q + i, p.q_len - 1) * p.mask.q_stride, p.mask.k_stride, n);
+    transpose<T>(bias);
+  }
+
+  void forbid_future(T* s, int64_t k0, int64_t n) const {
+    const Vec<T> lane = lane_numbers<T>();
+    const int64_t first_hidden = q0 + p.k_len - p.q_len + 1;  // for lane 0
+    for (int64_t k = max<int64_t>(0, first_hidden - k0); k < n; ++k)
+      for (int v = 0; v < V; ++v) {
+        T* at = s + (k * V + v) * L;
+        const T first_lane = T(k0 + k - first_hidden + 1 - v * L);
+        store(at, select<T>(lane < first_lane, broadcast(-kInfinity<T>), load(at)));
+      }
+  }
+};
+
+}  // namespace
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
