@@ -4,12 +4,13 @@
     sampler = samplers.create("ddim", schedule, steps=50, prediction="v")
     images = samplers.sample(model, sampler, (64, 1, 16, 16), seed=0)
 
-A new sampler is one function that builds rows, in a file of its own, and one line in `create.SAMPLERS`.
+A new sampler is one function that builds rows, and one line in `create.SAMPLERS`.
 """
 
-from .create import SAMPLERS, Sampler, create
+from .contact_sheet import ContactSheet
+from .create import SAMPLERS, create
 from .loop import sample
-from .schedule import Schedule
-from .step import step
+from .sampler import Sampler
+from .schedule import Schedule, resolution_shift
 
-__all__ = ["SAMPLERS", "Sampler", "Schedule", "create", "sample", "step"]
+__all__ = ["SAMPLERS", "ContactSheet", "Sampler", "Schedule", "create", "resolution_shift", "sample"]
