@@ -12,7 +12,9 @@ def dpmpp(path, *, order, eta=0.0, solver="midpoint", lower_order_final=True, eu
     x' = sigma'/sigma e^(-eta h) x + alpha' (1 - e^-k) x_0 + alpha' (1 - e^-k)/2 D_1 + std noise
     std = sigma' sqrt(1 - e^(-2 eta h))
     with solver "heun" (and at order 3)   alpha' (1 - (1 - e^-k)/k) D_1   in place of the term in D_1,
-    and at order 3                        alpha' (1/2 - (k - 1 + e^-k)/k^2) D_2   besides.
+    and at order 3                        alpha' (1 - 2 (k - 1 + e^-k)/k^2) D_2   besides.
+
+    The authors' code has half of the last term, and so has order 2; compat="diffusers" keeps that.
 
     lower_order_final: fewer than 15 steps end with orders 2 and 1. euler_at_final: the last step is of order 1.
     """
@@ -41,8 +43,10 @@ def dpmpp(path, *, order, eta=0.0, solver="midpoint", lower_order_final=True, eu
             D1_before = (history[0] - history[1]) / r1
             D2 = (D1 - D1_before) / (r0 + r1)
             D1 = D1 + r0 * D2
-            half = -0.5 if path.compat and eta else 0.5  # diffusers' sign in the SDE
-            x_next = x_next + to.alpha * (half - (math.expm1(-k) + k) / k**2) * D2
+            weight = 1 - 2 * (math.expm1(-k) + k) / k**2
+            if path.compat:  # half of it, which makes the order 2, and in the SDE with the wrong sign
+                weight = (-1 if eta else 1) / 2 - (math.expm1(-k) + k) / k**2
+            x_next = x_next + to.alpha * weight * D2
         if p > 1:
             weight = -math.expm1(-k) / 2 if solver == "midpoint" and p == 2 else math.expm1(-k) / k + 1
             x_next = x_next + to.alpha * weight * D1

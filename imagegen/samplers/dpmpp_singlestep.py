@@ -29,9 +29,13 @@ def dpmpp_sde(path, *, eta=1.0, r=0.5, noise_scale=1.0):
     """Lu et al., "DPM-Solver++", 2022, the SDE of section 5 by algorithm 1 (Crowson, k-diffusion): both stages end with
     noise, and the second combines the x_0 of both.
 
-    x_1 = d_1/sigma x + (1 - d_1/sigma) x_0 + u_1 noise                       d_1, u_1: down and up to sigma_r
-    x'  = d_2/sigma x + (1 - d_2/sigma) ((1 - f) x_0 + f x_0(x_1)) + u_2 noise    d_2, u_2: to sigma'
+    x_1 = mu_1 + u_1 noise_1    mu_1 = d_1/sigma x + (1 - d_1/sigma) x_0       d_1, u_1: down and up to sigma_r
+    x'  = d_2/sigma x + (1 - d_2/sigma) ((1 - f) x_0 + f x_0(x_1))             d_2, u_2: down and up to sigma'
+          + c u_1 noise_1 + sqrt(u_2^2 - c^2 u_1^2) noise_2                    c sigma_r: down from sigma_r to sigma'
     with sigma_r = sigma^(1-r) sigma'^r and f = 1/(2r); 2n - 1 evaluations.
+
+    The noise of the first stage is part of the second's, as one Brownian motion makes both; u_1 noise_1 = x_1 - mu_1
+    comes from what is stored. Independent noise would make the order 1, in distribution, where it is 2.
     """
     if not 0 < r <= 1:
         raise ValueError(f"dpmpp_sde: r must be above 0 and at most 1, got {r}")
@@ -43,9 +47,12 @@ def dpmpp_sde(path, *, eta=1.0, r=0.5, noise_scale=1.0):
             continue
         middle = path.between(here.sigma ** (1 - r) * to.sigma**r)
         (down_1, up_1), (down_2, up_2) = (ancestral(here.sigma, end.sigma, eta) for end in (middle, to))
-        x_1 = down_1 / here.sigma * table.x + (1 - down_1 / here.sigma) * table.x0 + noise_scale * up_1 * table.n
+        # diffusers leaves it to its Brownian tree to give noises that go together
+        c = 0.0 if path.compat else ancestral(middle.sigma, to.sigma, eta)[0] / middle.sigma
+        mu_1 = down_1 / here.sigma * table.x + (1 - down_1 / here.sigma) * table.x0
         kept = down_2 / here.sigma * table.x + (1 - down_2 / here.sigma) * (1 - f) * table.x0
-        table.add(here, x_1, middle, store=kept)
-        x_next = table.h[0] + (1 - down_2 / here.sigma) * f * table.x0 + noise_scale * up_2 * table.n
+        table.add(here, mu_1 + noise_scale * up_1 * table.n, middle, store=kept - c * mu_1)
+        fresh = math.sqrt(max(0.0, up_2**2 - (c * up_1) ** 2))
+        x_next = table.h[0] + c * table.x + (1 - down_2 / here.sigma) * f * table.x0 + noise_scale * fresh * table.n
         table.add(middle, x_next, to)
     return table
