@@ -86,18 +86,20 @@ def sampler_step(
                 x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip,
                 threshold, mask, known, known_noise, copies, model_input_dtype,
             )  # fmt: skip
-        row_, values = _read(row)
-        store = len(slots) > 0 if values is None else values[-3] >= 0
-        copies_, dtype, is_x_next = _model_input(x, values, uncond_output, copies, model_input_dtype)
+        row_, on_host = _read(row)
+        store = bool(on_host[-3] >= 0) if on_host is not None else len(slots) > 0
+        copies_ = (1 if uncond_output is None else 2) if copies is None else copies
+        dtype = model_input_dtype or x.dtype
+        is_x_next = copies_ == 1 and dtype == x.dtype and on_host is not None and on_host[1] == 1
         outputs = run(
             x,
             model_output,
             uncond_output,
-            slots,
+            _filled(slots, x) if slots else slots,
             noise,
-            *_blend(x, mask, known),
+            *((None, None) if mask is None else _blend(x, mask, known)),
             known_noise,
-            row_ if run is not eager.sampler_step or values is None else values,
+            row_ if on_host is None or run is not eager.sampler_step else on_host.tolist(),
             *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
             store,
             0 if is_x_next else copies_,
@@ -155,19 +157,19 @@ def sampler_step_(
                 state[0], model_output, row, uncond_output, guidance, rescale, state[1:], noise, seed, step, first,
                 clip, threshold, mask, known, known_noise, copies, model_input_dtype,
             )  # fmt: skip
-        row_, values = _read(row)
-        copies_, dtype, _ = _model_input(state, values, uncond_output, copies, model_input_dtype)
+        row_, on_host = _read(row)
+        copies_ = (1 if uncond_output is None else 2) if copies is None else copies
         model_input = run(
             state,
             model_output,
             uncond_output,
             noise,
-            *_blend(model_output, mask, known),
+            *((None, None) if mask is None else _blend(model_output, mask, known)),
             known_noise,
-            row_ if run is not eager.sampler_step_ or values is None else values,
+            row_ if on_host is None or run is not eager.sampler_step_ else on_host.tolist(),
             *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
             copies_,
-            dtype,
+            model_input_dtype or state.dtype,
         )
     except Exception:
         _check(
@@ -179,25 +181,20 @@ def sampler_step_(
 
 
 def _read(row):
-    """The row as a tensor, and its numbers where the host has them."""
+    """The row as a tensor, and as an array where it is one that the host can read."""
     if isinstance(row, torch.Tensor):
         return row, None
-    if isinstance(row, np.ndarray) and row.dtype == np.float64 and row.flags.writeable:
-        return torch.from_numpy(row), row.tolist() if row.ndim == 1 else None
-    row = np.array(row, np.float64)
-    return torch.from_numpy(row), row.tolist() if row.ndim == 1 else None
+    if not (isinstance(row, np.ndarray) and row.dtype == np.float64 and row.flags.writeable):
+        row = np.array(row, np.float64)
+    return torch.from_numpy(row), row if row.ndim == 1 else None
 
 
-def _model_input(x, values, uncond_output, copies, dtype):
-    """(copies, their dtype, whether x' serves as the only one)"""
-    copies = (1 if uncond_output is None else 2) if copies is None else copies
-    dtype = x.dtype if dtype is None else dtype
-    return copies, dtype, copies == 1 and dtype == x.dtype and values is not None and values[1] == 1
+def _filled(slots, x):
+    """Slots as the operators take them: one that nothing was stored in has no elements."""
+    return [x.new_empty(0) if h is None else h for h in slots]
 
 
 def _blend(x, mask, known):
-    if mask is None:
-        return None, None
     mask = mask if mask.is_floating_point() else mask.to(x.dtype)
     return mask.expand(x.shape), known.expand(x.shape)
 
@@ -364,7 +361,6 @@ def _gradients(grads, row, index, tensors, wanted, *options):
             None if t is None else _leaf(t, wants, create_graph) for t, wants in zip(tensors, wanted, strict=True)
         ]
         x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots = leaves
-        slots = [None if h.shape != x.shape else h for h in slots]
         outputs = eager.sampler_step(
             x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *options
         )
@@ -396,16 +392,5 @@ _library.register("sampler_step", fake=_fake, setup_context=_setup_context, back
 _library.register("sampler_step_", fake=_fake_inplace)
 
 
-def _operator(name):
-    """The compiled operator as `eager` is called: None stands for a slot that nothing was stored in."""
-    operator = _library.past_autograd(name)
-
-    def run(x, model_output, uncond_output, slots, *rest):
-        slots = [x.new_empty(0) if h is None else h for h in slots]
-        return operator(x, model_output, uncond_output, slots, *rest)
-
-    return operator and run
-
-
-_IMPLEMENTATIONS = {"eager": eager.sampler_step, "cpu": _operator("sampler_step")}
+_IMPLEMENTATIONS = {"eager": eager.sampler_step, "cpu": _library.past_autograd("sampler_step")}
 _INPLACE_IMPLEMENTATIONS = {"eager": eager.sampler_step_, "cpu": _library.past_autograd("sampler_step_")}

@@ -46,7 +46,7 @@ def sampler_step(
         c_0=x0,
         c_m=m,
         c_n=None if _is_zero(c["c_n"]) else noise_of(0, noise),
-        **{f"c_h{k}": h for k, h in enumerate(slots)},
+        **{f"c_h{k}": h if h is not None and h.shape == x.shape else None for k, h in enumerate(slots)},
     )
     if mask is not None:
         new_noise = None if _is_zero(c["b_1"]) else noise_of(1, known_noise)
