@@ -13,6 +13,7 @@
     reference(**inputs)                the op on float64 inputs
     flops(shape), flops_made(shape, provider)   of one forward: the plain count, and what the provider really does
     bytes_moved(shape, itemsize, direction)     what has to move at least
+    OUTPUTS                            where it writes more than y: how many times y's bytes at most
 """
 
 import importlib
