@@ -15,13 +15,17 @@
 
 namespace imagegen {
 
-// y = act(conv(x) + bias); what the convolution is, the algorithm says.
+// y = act(conv(x_act(x * x_scale + x_shift)) + bias + residual); what the convolution is, the algorithm says.
 struct ProductConvParams {
   const void* x;
   int64_t x_stride[4];  // (B, C, H, W), any
-  const void* u;        // weights as pack_weight leaves them
-  const void* bias;     // [cout] or null
-  void* y;              // (B, cout, out_h, out_w), contiguous or channels_last
+  const void* x_scale;  // (B, C), contiguous, in the compute type, or null; then x_shift is null too
+  const void* x_shift;
+  Activation x_activation;
+  const void* u;         // weights as pack_weight leaves them
+  const void* bias;      // [cout] or null
+  const void* residual;  // like y, or null
+  void* y;               // (B, cout, out_h, out_w), contiguous or channels_last
   bool y_channels_last;
   Dtype dtype;
   Activation activation;
@@ -54,6 +58,13 @@ INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
   });
 }
 
+INLINE ImageView image_view(const ProductConvParams& p) {
+  return {p.x,       {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]},
+          p.cin,     p.in_h,
+          p.in_w,    p.x_scale,
+          p.x_shift, p.x_activation};
+}
+
 template <class Alg, class E, class S>
 class ProductConv {
   using T = typename E::T;
@@ -74,7 +85,7 @@ class ProductConv {
   explicit ProductConv(const ProductConvParams& p)
       : p(p),
         grid{ceil_div(p.out_h, kOut), ceil_div(p.out_w, kOut)},
-        image{p.x, {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]}, p.cin, p.in_h, p.in_w},
+        image(image_view(p)),
         tiles(p.batch * grid.rows * grid.cols),
         steps(ceil_div(p.cin, E::kPair)),
         panels(ceil_div(p.cout, kPanel)) {}
@@ -179,7 +190,6 @@ class ProductConv {
       for (int v = 0; v * L < channels; ++v) {
         Vec<T> y[kOut * kOut];
         combine_tile(s.products + t * kPanel + v * L, s.product_stride, bias[v], y);
-        activate_all<T>(p.activation, y, kOut * kOut);
         if (p.y_channels_last)
           store_pixels(at, c0 + v * L, channels - v * L, y);
         else
@@ -194,27 +204,34 @@ class ProductConv {
   static INLINE void combine_tile(const T* m, int64_t product_stride, Vec<T> bias, Vec<T>* y) {
     Vec<T> columns[kOut][kProducts];
     UNROLL(6) for (int q = 0; q < kProducts; ++q) {
-      Vec<T> c[kProducts];
+      Vec<T> c[kProducts], sums[kOut];
       UNROLL(6) for (int i = 0; i < kProducts; ++i) c[i] = load(m + (i * kProducts + q) * product_stride);
-      UNROLL(6) for (int i = 0; i < kOut; ++i) columns[i][q] = weighted_sum<T>(Alg::kA[i], c);
+      multiply_table<T, Alg::kA>(c, sums);
+      UNROLL(4) for (int i = 0; i < kOut; ++i) columns[i][q] = sums[i];
     }
-    UNROLL(6)
-    for (int i = 0; i < kOut; ++i)
-      UNROLL(6) for (int j = 0; j < kOut; ++j) y[i * kOut + j] = weighted_sum<T>(Alg::kA[j], columns[i]) + bias;
+    UNROLL(4) for (int i = 0; i < kOut; ++i) multiply_table<T, Alg::kA>(columns[i], y + i * kOut);
+    UNROLL(16) for (int i = 0; i < kOut * kOut; ++i) y[i] += bias;
   }
 
-  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, const Vec<T>* y) const {
+  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, Vec<T>* y) const {
     const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
-    S* out = static_cast<S*>(p.y) + ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
+    const int64_t first = ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
     const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
+    const auto pixel = [&](int i, int j) { return first + (i * p.out_w + j) * p.cout; };
+    if (p.residual) {
+      const S* residual = static_cast<const S*>(p.residual);
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < cols; ++j) y[i * kOut + j] += load(residual + pixel(i, j), channels);
+    }
+    activate_all<T>(p.activation, y, kOut * kOut);
+    S* out = static_cast<S*>(p.y);
     if (rows == kOut && cols == kOut && channels >= L) {
       UNROLL(4)
-      for (int i = 0; i < kOut; ++i)
-        UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j]);
+      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
       return;
     }
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < cols; ++j) store(out + (i * p.out_w + j) * p.cout, y[i * kOut + j], channels);
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
   }
 
   // A run of tiles in one row of tiles, turned into rows of pixels.
@@ -227,11 +244,14 @@ class ProductConv {
           for (int k = 0; k < L; ++k)
             r[k] = w + k < width ? load(s.outputs + (i * length * kOut + w + k) * kPanel + v * L) : Vec<T>{};
           transpose<T>(r);
-          for (int k = 0; k < min<int64_t>(L, channels - v * L); ++k) {
-            const int64_t c = c0 + v * L + k;
-            S* out = static_cast<S*>(p.y) + ((at.b * p.cout + c) * p.out_h + h0 + i) * p.out_w + w0 + w;
-            store(out, r[k], width - w);
-          }
+          const int n = min<int64_t>(L, channels - v * L);
+          const auto line = [&](int k) {
+            return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
+          };
+          for (int k = 0; p.residual && k < n; ++k)
+            r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
+          activate_all<T>(p.activation, r, n);
+          for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
         }
   }
 };
@@ -268,11 +288,11 @@ void pack_weight(const PackWeightParams& p) {
           Vec<T> columns[kWeights][3];
           UNROLL(3) for (int j = 0; j < 3; ++j) {
             const Vec<T> x[3] = {load(w[j]), load(w[3 + j]), load(w[6 + j])};
-            UNROLL(6) for (int i = 0; i < kWeights; ++i) columns[i][j] = weighted_sum<T>(Alg::kG[i], x);
+            Vec<T> sums[kWeights];
+            multiply_table<T, Alg::kG>(x, sums);
+            UNROLL(6) for (int i = 0; i < kWeights; ++i) columns[i][j] = sums[i];
           }
-          UNROLL(6)
-          for (int i = 0; i < kWeights; ++i)
-            UNROLL(6) for (int j = 0; j < kWeights; ++j) f[e][i][j] = weighted_sum<T>(Alg::kG[j], columns[i]);
+          UNROLL(6) for (int i = 0; i < kWeights; ++i) multiply_table<T, Alg::kG>(columns[i], f[e][i]);
         }
         for (int i = 0; i < kWeights; ++i)
           for (int j = 0; j < kWeights; ++j) {
@@ -283,6 +303,25 @@ void pack_weight(const PackWeightParams& p) {
       }
     }
   });
+}
+
+// The convolution by an algorithm, and the bytes of its packed weight, which it makes where there is memory for it.
+template <class Alg>
+void product_conv(const ProductConvParams& p) {
+  dispatch_dtype(p.dtype,
+                 [&]<class S>() { dispatch_dot<S>(p.cin, [&]<class E>() { ProductConv<Alg, E, S>(p).run(); }); });
+}
+
+template <class Alg>
+int64_t product_conv_pack(const PackWeightParams& p) {
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    dispatch_dot<S>(p.cin, [&]<class E>() {
+      if (p.u) pack_weight<Alg, E, S>(p);
+      bytes = ProductConv<Alg, E, S>::packed_elements(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
+    });
+  });
+  return bytes;
 }
 
 }  // namespace

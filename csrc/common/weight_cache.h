@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string_view>
 
 #include "memory.h"
 
@@ -16,7 +17,8 @@ struct WeightKey {
   const void* data;
   int64_t cout, cin;
   int64_t stride[4];
-  int dtype, capability, algorithm;
+  int dtype, capability;
+  std::string_view algorithm;
   bool operator==(const WeightKey&) const = default;
 };
 

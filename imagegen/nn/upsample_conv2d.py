@@ -1,6 +1,7 @@
 import torch
 
 from .. import ops
+from ._plain_conv import check_plain
 
 
 class UpsampleConv2d(torch.nn.Conv2d):
@@ -17,12 +18,7 @@ class UpsampleConv2d(torch.nn.Conv2d):
     @classmethod
     def from_torch(cls, conv, activation="linear"):
         """The same convolution behind the upsampling, sharing the parameters of a torch.nn.Conv2d."""
-        plain = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-        for name, value in plain.items():
-            if getattr(conv, name) not in (value, "same" if name == "padding" else value):
-                raise ValueError(f"UpsampleConv2d: conv must have {name}={value}, got {getattr(conv, name)}")
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"UpsampleConv2d: conv must have padding_mode='zeros', got {conv.padding_mode!r}")
+        check_plain("UpsampleConv2d", conv)
         self = cls(conv.in_channels, conv.out_channels, conv.bias is not None, activation, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         return self.train(conv.training)

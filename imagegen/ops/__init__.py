@@ -2,6 +2,7 @@
 
 from .attention import attention
 from .bias_act import bias_act
+from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
 from .group_norm import group_norm
 from .randn import randn
@@ -11,6 +12,7 @@ from .upsample_conv2d import upsample_conv2d
 __all__ = [
     "attention",
     "bias_act",
+    "conv2d",
     "conv_transpose2d",
     "group_norm",
     "randn",

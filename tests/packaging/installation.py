@@ -19,6 +19,7 @@ calls = {
     "attention": lambda backend=None: ops.attention(q, k, k, causal=True, backend=backend),
     "bias_act": lambda backend=None: ops.bias_act(x, torch.randn(8), act="silu", backend=backend),
     "conv_transpose2d": lambda backend=None: ops.conv_transpose2d(x, torch.randn(8, 6, 4, 4), backend=backend),
+    "conv2d": lambda backend=None: ops.conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
     "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
     "randn": lambda backend=None: ops.randn((2, 8, 12), seed=1, backend=backend),
     "sampler_step": lambda backend=None: ops.sampler_step(x, 0.5 * x, ROW, seed=1, clip=1.0, backend=backend)[0],

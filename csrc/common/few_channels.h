@@ -1,0 +1,185 @@
+// Convolution to few output channels (images, masks), where panels of 32 would be mostly empty: lanes are pixels.
+//
+// Each input pixel has a block of kScale x kScale outputs; each of those reads kSpan x kSpan pixels around it, in each
+// dimension with the sums of the three weights that kTaps [output of the block][pixel] marks.
+#pragma once
+#include "product_conv.h"
+
+namespace imagegen {
+
+constexpr int64_t kFewChannels = 4;
+
+}  // namespace imagegen
+
+#ifdef IMAGEGEN_CAPABILITY
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+template <class Alg, class S, int kCout>
+class FewChannels {
+  using T = Compute<S>;
+  static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
+  static constexpr int kWeights = kScale * kScale * kSpan * kSpan;
+  static constexpr int64_t kColumns = 8 * L;       // a stage of input this wide,
+  static constexpr int64_t kStage = 512 << 10;     // and this many bytes large, stays in the second-level cache
+  static constexpr int64_t kWidth = kColumns + L;  // one column of halo on each side, whole vectors
+
+  const ProductConvParams& p;
+  const int64_t rows;  // of input in a stage, without the halo
+
+ public:
+  explicit FewChannels(const ProductConvParams& p)
+      : p(p), rows(max<int64_t>(1, min<int64_t>(8, kStage / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
+
+  void run(const PackWeightParams& w) const {
+    const int64_t bands = ceil_div(p.in_h, rows), columns = ceil_div(p.in_w, kColumns);
+    const size_t bytes = p.cin * kCout * kWeights * sizeof(T);
+    T* const weights = static_cast<T*>(allocate(bytes));
+    fold(w, weights);
+    const int64_t items = p.batch * bands * columns;
+    parallel_claim(items, [&](const auto& claim) {
+      T* const stage = static_cast<T*>(workspace(p.cin * (rows + 2) * kWidth * sizeof(T)));
+      for (int64_t item; (item = claim()) < items;) {
+        const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
+        const int64_t height = min(rows, p.in_h - h0), width = min(kColumns, p.in_w - w0);
+        fill(stage, b, h0, w0, height, width);
+        for (int64_t h = 0; h < height; ++h)
+          for (int64_t x = 0; x < width; x += L)
+            convolve(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, min<int64_t>(L, width - x));
+      }
+    });
+    release(weights, bytes);
+  }
+
+ private:
+  // [cin][cout][row in the block of kScale][column][row of kSpan][column]: sums of the weights that meet the same
+  // pixel.
+  void fold(const PackWeightParams& w, T* to) const {
+    const auto each = [](const auto& f) {
+      for (int row = 0; row < kScale; ++row)
+        for (int col = 0; col < kScale; ++col)
+          for (int i = 0; i < kSpan; ++i)
+            for (int j = 0; j < kSpan; ++j) f(Alg::kTaps[row][i], Alg::kTaps[col][j]);
+    };
+    for (int64_t ci = 0; ci < p.cin; ++ci)
+      for (int64_t co = 0; co < kCout; ++co) {
+        const S* from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
+        each([&](const int (&rows)[3], const int (&cols)[3]) {
+          T sum = 0;
+          for (int a = 0; a < 3; ++a)
+            for (int b = 0; b < 3; ++b)
+              if (rows[a] && cols[b]) sum += to_compute(from[a * w.w_stride[2] + b * w.w_stride[3]]);
+          *to++ = sum;
+        });
+      }
+  }
+
+  // stage[channel][row][column] = the input around the band, with one pixel of halo, zero outside the image.
+  void fill(T* stage, int64_t b, int64_t h0, int64_t w0, int64_t height, int64_t width) const {
+    const S* image = static_cast<const S*>(p.x) + b * p.x_stride[0];
+    const int64_t first = max<int64_t>(0, w0 - 1), last = min(p.in_w, w0 + width + 1);
+    for (int64_t i = 0; i < height + 2; ++i) {
+      const int64_t h = h0 + i - 1;
+      const bool inside = h >= 0 && h < p.in_h;
+      T* const to = stage + i * kWidth;
+      for (int64_t c = 0; c < p.cin; ++c)
+        if (!inside || w0 == 0 || last < w0 + width + 1) std::memset(to + c * plane(), 0, kWidth * sizeof(T));
+      if (!inside) continue;
+      const S* row = image + h * p.x_stride[2];
+      p.x_stride[1] == 1 ? fill_channels_last(to, row, w0, first, last) : fill_planar(to, row, w0, first, last);
+      if (image_view(p).is_mapped()) map(to, b, w0, first, last);
+    }
+  }
+
+  void fill_channels_last(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
+    for (int64_t c = 0; c < p.cin; c += L)
+      for (int64_t w = first; w < last; w += L) {
+        const int64_t n = min<int64_t>(L, last - w);
+        Vec<T> r[L];
+        for (int k = 0; k < L; ++k) r[k] = k < n ? load(row + (w + k) * p.x_stride[3] + c, p.cin - c) : Vec<T>{};
+        transpose<T>(r);
+        for (int k = 0; k < min<int64_t>(L, p.cin - c); ++k) store(to + (c + k) * plane() + w - w0 + 1, r[k], n);
+      }
+  }
+
+  void fill_planar(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
+    for (int64_t c = 0; c < p.cin; ++c) {
+      const S* from = row + c * p.x_stride[1];
+      for (int64_t w = first; w < last; w += L) {
+        S part[L];
+        const S* x = from + w;
+        const int64_t n = min<int64_t>(L, last - w);
+        if (p.x_stride[3] != 1) {
+          for (int64_t k = 0; k < n; ++k) part[k] = from[(w + k) * p.x_stride[3]];
+          x = part;
+        }
+        store(to + c * plane() + w - w0 + 1, load(x, n), n);
+      }
+    }
+  }
+
+  // x_activation(x * x_scale + x_shift) of what was filled.
+  void map(T* to, int64_t b, int64_t w0, int64_t first, int64_t last) const {
+    dispatch_activation(p.x_activation, [&]<Activation A>() {
+      for (int64_t c = 0; c < p.cin; ++c) {
+        const int64_t channel = b * p.cin + c;
+        const T scale = p.x_scale ? static_cast<const T*>(p.x_scale)[channel] : T(1);
+        const T shift = p.x_shift ? static_cast<const T*>(p.x_shift)[channel] : T(0);
+        T* const row = to + c * plane() - w0 + 1;
+        for (int64_t w = first; w < last; w += L)
+          store(row + w, activate<A, T>(load(row + w, last - w) * scale + shift), last - w);
+      }
+    });
+  }
+
+  int64_t plane() const { return (rows + 2) * kWidth; }
+
+  // The block of kScale x kScale output pixels of every channel for each of n input pixels in a row.
+  void convolve(const T* stage, const T* weights, int64_t b, int64_t h, int64_t w, int64_t n) const {
+    Vec<T> y[kCout][kScale][kScale] = {};
+    for (int64_t c = 0; c < p.cin; ++c, stage += plane()) {
+      Vec<T> x[3][3];
+      UNROLL(3)
+      for (int i = 0; i < 3; ++i) UNROLL(3) for (int j = 0; j < 3; ++j) x[i][j] = load(stage + i * kWidth + j);
+      UNROLL(4)
+      for (int co = 0; co < kCout; ++co, weights += kWeights) UNROLL(16)
+      for (int i = 0; i < kWeights; ++i) {
+        const int row = i / (kScale * kSpan * kSpan), col = i / (kSpan * kSpan) % kScale;
+        y[co][row][col] += x[row + i / kSpan % kSpan][col + i % kSpan] * weights[i];
+      }
+    }
+    for (int co = 0; co < kCout; ++co) finish(co, &y[co][0][0], b, h, w, n);
+  }
+
+  INLINE void finish(int co, Vec<T>* y, int64_t b, int64_t h, int64_t w, int64_t n) const {
+    const T bias = p.bias ? to_compute(static_cast<const S*>(p.bias)[co]) : T(0);
+    const int64_t channel = p.y_channels_last ? 1 : p.out_h * p.out_w, pixel = p.y_channels_last ? kCout : 1;
+    const int64_t corner = b * kCout * p.out_h * p.out_w + co * channel + (h * p.out_w + w) * kScale * pixel;
+    const auto at = [&](int i, int64_t k) { return corner + (i / kScale * p.out_w + k * kScale + i % kScale) * pixel; };
+    for (int i = 0; i < kScale * kScale; ++i) {
+      y[i] += bias;
+      for (int64_t k = 0; p.residual && k < n; ++k) y[i][k] += to_compute(static_cast<const S*>(p.residual)[at(i, k)]);
+    }
+    activate_all<T>(p.activation, y, kScale * kScale);
+    S* const to = static_cast<S*>(p.y);
+    if (kScale == 1 && pixel == 1) return store(to + at(0, 0), y[0], n);
+    for (int i = 0; i < kScale * kScale; ++i)
+      for (int64_t k = 0; k < n; ++k) to[at(i, k)] = from_compute<S>(y[i][k]);
+  }
+};
+
+template <class Alg>
+void few_channels(const ProductConvParams& p, const PackWeightParams& w) {
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    switch (p.cout) {
+      case 1: return FewChannels<Alg, S, 1>(p).run(w);
+      case 2: return FewChannels<Alg, S, 2>(p).run(w);
+      case 3: return FewChannels<Alg, S, 3>(p).run(w);
+      case 4: return FewChannels<Alg, S, 4>(p).run(w);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
+#endif

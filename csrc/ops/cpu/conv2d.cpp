@@ -1,0 +1,108 @@
+#include "ops/conv2d.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "common/cpu_capability.h"
+#include "common/product_conv_host.h"
+#include "common/product_conv_weight.h"
+
+namespace imagegen {
+
+IMAGEGEN_DECLARE_KERNEL(Conv2dAlgorithm conv2d_algorithm_kernel(const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv2d_kernel(Conv2dAlgorithm, const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv2d_pack_kernel(Conv2dAlgorithm, const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv2d_few_kernel(const ProductConvParams&, const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv2d_backward_weight_kernel(const ProductConvWeightParams&))
+
+namespace {
+
+// The weight of the gradient in x: input and output channels change places, and the taps are read from the last.
+PackWeightParams turned_around(PackWeightParams p) {
+  const int64_t size = p.dtype == Dtype::f64 ? 8 : p.dtype == Dtype::f32 ? 4 : 2;
+  p = transposed(p);
+  p.w = static_cast<const char*>(p.w) + 2 * (p.w_stride[2] + p.w_stride[3]) * size;
+  p.w_stride[2] = -p.w_stride[2], p.w_stride[3] = -p.w_stride[3];
+  return p;
+}
+
+template <class View>
+void run(ProductConvParams& p, const Tensor& weight, const View& view) {
+  const Conv2dAlgorithm algorithm = IMAGEGEN_PICK_KERNEL(conv2d_algorithm_kernel, p.dtype)(p);
+  if (algorithm == Conv2dAlgorithm::direct) {
+    IMAGEGEN_PICK_KERNEL(conv2d_few_kernel, p.dtype)(p, view(pack_weight_params(weight, p.dtype)));
+    return;
+  }
+  const char* name = algorithm == Conv2dAlgorithm::winograd_f4 ? "conv2d F(4,3)" : "conv2d F(2,3)";
+  const auto u = packed_weight(name, weight, p.dtype, view, [&](const PackWeightParams& w) {
+    return IMAGEGEN_PICK_KERNEL(conv2d_pack_kernel, p.dtype)(algorithm, w);
+  });
+  p.u = u->data;
+  IMAGEGEN_PICK_KERNEL(conv2d_kernel, p.dtype)(algorithm, p);
+}
+
+// t in y's memory format.
+std::optional<Tensor> like(const std::optional<Tensor>& t, const Tensor& y) {
+  using torch::headeronly::MemoryFormat;
+  if (!t) return t;
+  return torch::stable::contiguous(*t, is_channels_last(y) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+std::optional<Tensor> in_compute_type(const std::optional<Tensor>& t, Dtype dtype) {
+  if (!t) return t;
+  return torch::stable::contiguous(torch::stable::to(*t, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float));
+}
+
+const void* data_of(const std::optional<Tensor>& t) {
+  return t ? t->const_data_ptr() : nullptr;
+}
+
+Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
+                  const std::optional<Tensor>& residual_in, const std::optional<Tensor>& scale_in,
+                  const std::optional<Tensor>& shift_in, const std::string& input_activation,
+                  const std::string& activation) {
+  check_conv2d(x, weight, bias_in, residual_in, scale_in, shift_in);
+  const Activation x_act = check_activation("conv2d", "input_activation", input_activation);
+  const Activation act = check_activation("conv2d", "activation", activation);
+  const Dtype dtype = check_dtype("conv2d", "x", x);
+  Tensor y = new_empty_4d(x, {x.size(0), weight.size(0), x.size(2), x.size(3)}, is_channels_last(x));
+  if (y.numel() == 0) return y;
+  ProductConvParams p = product_conv_params(x, dtype, y);
+  const auto bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
+  const auto residual = like(residual_in, y);
+  const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
+  p.bias = data_of(bias), p.residual = data_of(residual), p.x_scale = data_of(scale), p.x_shift = data_of(shift);
+  p.x_activation = x_act, p.activation = act;
+  run(p, weight, as_it_is);
+  return y;
+}
+
+Tensor conv2d_backward_input_cpu(const Tensor& grad, const Tensor& weight) {
+  check_conv2d_backward_input(grad, weight);
+  Tensor y = new_empty_4d(grad, {grad.size(0), weight.size(1), grad.size(2), grad.size(3)}, is_channels_last(grad));
+  if (y.numel() == 0) return y;
+  ProductConvParams p = product_conv_params(grad, check_dtype("conv2d_backward_input", "grad", grad), y);
+  run(p, weight, turned_around);
+  return y;
+}
+
+Tensor conv2d_backward_weight_cpu(const Tensor& grad, const Tensor& x) {
+  check_conv2d_backward_weight(grad, x);
+  Tensor y = new_empty_4d(x, {grad.size(1), x.size(1), 3, 3}, false);
+  if (y.numel() == 0) return y;
+  const ProductConvWeightParams p =
+      product_conv_weight_params(x, grad, check_dtype("conv2d_backward_weight", "x", x), y);
+  IMAGEGEN_PICK_KERNEL(conv2d_backward_weight_kernel, p.dtype)(p);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_backward_input", TORCH_BOX(&conv2d_backward_input_cpu));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight_cpu));
+}
+
+}  // namespace imagegen
