@@ -13,12 +13,16 @@ def lcm(path, *, sigma_data=0.5, timestep_scaling=10.0, noise_scale=1.0):
     """
     table = Table(path)
     for i, (here, to) in enumerate(path.jumps()):
-        u = timestep_scaling * here.t
-        c_skip, c_out = sigma_data**2 / (u**2 + sigma_data**2), u / math.hypot(u, sigma_data)
+        c_skip, c_out = boundary(timestep_scaling * here.t, sigma_data)
         f = c_skip * table.x + c_out * table.x0
         last = i == path.n - 1
         table.add(here, f if last else to.alpha * f + noise_scale * to.sigma * table.n, path[path.n] if last else to)
     return table
+
+
+def boundary(u, sigma_data=0.5):
+    """(c_skip, c_out)"""
+    return sigma_data**2 / (u**2 + sigma_data**2), u / math.hypot(u, sigma_data)
 
 
 def tcd(path, *, eta=0.3, noise_scale=1.0):

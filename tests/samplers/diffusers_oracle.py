@@ -42,6 +42,11 @@ class _GivenNoise:
         return _now["noise"]
 
 
+def set_noise(noise):
+    """The noise that every scheduler draws from now on."""
+    _now["noise"] = noise
+
+
 @functools.cache
 def load(stem, double=True):
     """The module diffusers.schedulers.scheduling_<stem> with our noise, in double if asked."""
@@ -75,7 +80,7 @@ def trajectory(stem, cls, config, steps, *, set_timesteps=None, begin=0, **step_
         x, states = X * init, []
         timesteps = scheduler.timesteps[begin:]
         for i, t in enumerate(timesteps):
-            _now["noise"] = NOISE[i]
+            set_noise(NOISE[i])
             x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             x = scheduler.step(model(x_in, t), t, x, **step_options).prev_sample
             states.append(x)

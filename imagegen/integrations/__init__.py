@@ -1,0 +1,1 @@
+"""Adapters to other projects, each imported where it is used."""

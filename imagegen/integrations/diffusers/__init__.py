@@ -1,0 +1,13 @@
+"""diffusers: `scheduler`, a drop-in for `pipe.scheduler`."""
+
+import importlib
+
+_HOMES = {"scheduler": ".table_scheduler"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
