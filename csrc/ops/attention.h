@@ -32,13 +32,15 @@ struct AttentionParams {
   AttentionInput k;  // [B, Hk, Lk, D]
   AttentionInput v;  // [B, Hk, Lk, D]
   AttentionMask mask;
-  AttentionOutput out;  // [B, H, Lq, D]: written by the forward, read by the backward
-  void* lse;            // [B, H, Lq]: likewise; float, double for double q
-  AttentionInput grad;  // [B, H, Lq, D], of out, for the backward
-  AttentionOutput dq;   // [B, H, Lq, D]
-  AttentionOutput dk;   // [B, Hk, Lk, D]
-  AttentionOutput dv;   // [B, Hk, Lk, D]
-  void* dmask;          // contiguous in the mask's own shape and dtype, or null
+  AttentionOutput out;   // [B, H, Lq, D]: written by the forward, read by the backward
+  void* lse;             // [B, H, Lq]: likewise; float, double for double q
+  AttentionInput grad;   // [B, H, Lq, D], of out, for the backward
+  AttentionOutput dq;    // [B, H, Lq, D]
+  AttentionOutput dk;    // [B, Hk, Lk, D]
+  AttentionOutput dv;    // [B, Hk, Lk, D]
+  void* dmask;           // contiguous in the mask's own shape and dtype, or null
+  int64_t mask_size[4];  // that shape's four axes, for the backward on CUDA
+  float* delta;          // [B, H, Lq]: workspace of the backward on CUDA
   Dtype dtype;
   bool causal;  // query i sees the keys up to i + k_len - q_len
   double scale;

@@ -22,26 +22,31 @@ _triton_is_installed = importlib.util.find_spec("triton") is not None  # found, 
 _warned = set()
 
 
-def choose(op, implementations, backend, x):
+def choose(op, implementations, backend, x, declines=None):
     """The implementation of `op` for x: the one asked for, or the first that is ready on x's device.
 
     implementations maps backend names to functions of one signature. A backend asked for by name never falls
     back: it raises with the reason. A fallback to eager where a kernel exists for other installations warns once.
+    declines(name, x) is None where that backend takes an x like this, else one sentence; without it each takes any.
     """
     device = x.device.type
+
+    def reason_against(name):
+        return why_not(op, implementations, name, device) or (declines and declines(name, x))
+
     asked = backend or forced
     if asked is not None:
         if asked not in NAMES:
             raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {asked!r}")
-        reason = why_not(op, implementations, asked, device)
+        reason = reason_against(asked)
         if reason is not None:
             raise RuntimeError(f"{op}: backend {asked!r} can't run here: {reason}")
         return implementations[asked]
     for name in PREFERENCE.get(device, ("eager",)):
-        if why_not(op, implementations, name, device) is None:
+        if reason_against(name) is None:
             break
     if name == "eager" and device in PREFERENCE:
-        _warn_once(op, implementations, device)
+        _warn_once(op, device, reason_against)
     return implementations[name]
 
 
@@ -66,13 +71,11 @@ def _why_no_triton(device):
     return f"it takes cuda tensors (or cpu tensors under TRITON_INTERPRET=1), x is on {device}"
 
 
-def _warn_once(op, implementations, device):
+def _warn_once(op, device, reason_against):
     if torch.compiler.is_compiling() or (op, device) in _warned:
         return
     _warned.add((op, device))
-    reasons = "; ".join(
-        f"{name}: {why_not(op, implementations, name, device)}" for name in PREFERENCE[device] if name != "eager"
-    )
+    reasons = "; ".join(f"{name}: {reason_against(name)}" for name in PREFERENCE[device] if name != "eager")
     warnings.warn(f"{op} runs in eager PyTorch on {device}, slower than it could: {reasons}", stacklevel=4)
 
 

@@ -26,7 +26,7 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None, backend=None):
         causal: query i attends to the keys up to i + Lk - Lq: the last query to all of them (torch's is_causal, which
             aligns the first query with the first key, is the same where Lq = Lk).
         scale: positive; None is D^-1/2.
-        backend: "eager", "cpu" or None, which takes the first one ready on q's device.
+        backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on q's device.
 
     Returns: (B, H, Lq, D) in q's dtype. Where q is a view of (B, Lq, H, D), so is it: out.transpose(1, 2).flatten(2),
         the input of the next projection, costs nothing. A query that may attend to nothing gets 0, and gradients of 0.
@@ -41,8 +41,17 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None, backend=None):
     """
     q, k, v = (_cast_for_autocast(t) for t in (q, k, v))
     scale = _check(q, k, v, mask, scale)
-    run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q)
+    run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q, _declines)
     return run(q, k, v, mask, bool(causal), scale)
+
+
+def _declines(backend, q):
+    """Why the CUDA kernel, which holds a whole row in tensor cores' precisions, does not take q; None where it does."""
+    if backend == "cuda" and q.dtype == torch.float64:
+        return "the cuda kernel takes float32, bfloat16 or float16, q is torch.float64"
+    if backend == "cuda" and q.size(3) > 256:
+        return f"the cuda kernel takes head dimensions up to 256, q has {q.size(3)}"
+    return None
 
 
 def _cast_for_autocast(t):
@@ -90,6 +99,39 @@ def _broadcasts(shape, to):
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
+def _attention_triton(q, k, v, mask, causal, scale):
+    _check(q, k, v, mask, scale)
+    from .triton.attention_kernel import attention  # here, not above: importing Triton takes a second
+
+    return attention(q, k, v, mask, causal, scale)
+
+
+def _attention_backward_triton(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_grad):
+    _check(q, k, v, mask, scale)
+    _check_backward(grad, q, mask, out, lse, mask_needs_grad)
+    from .triton.attention_kernel import attention_backward
+
+    return attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_grad)
+
+
+def _check_backward(grad, q, mask, out, lse, mask_needs_grad):
+    op = "attention"
+    for argument, t in (("grad", grad), ("out", out)):
+        check_same_device(op, argument, t, q, "q")
+        check_same_dtype(op, argument, t, q, "q")
+        if t.shape != q.shape:
+            raise ValueError(f"{op}: {argument} must have q's shape {tuple(q.shape)}, got {tuple(t.shape)}")
+    check_same_device(op, "lse", lse, q, "q")
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if lse.shape != q.shape[:3] or lse.dtype != dtype or not lse.is_contiguous():
+        raise ValueError(
+            f"{op}: lse must be contiguous of shape {tuple(q.shape[:3])} and dtype {dtype}, "
+            f"got {tuple(lse.shape)} of {lse.dtype}"
+        )
+    if mask_needs_grad and (mask is None or mask.dtype == torch.bool):
+        raise ValueError(f"{op}: mask must be additive to have a gradient")
+
+
 def _native(q, k, v, mask, causal, scale):
     return torch.ops.imagegen.attention(q, k, v, mask, causal, scale)[0]
 
@@ -118,7 +160,7 @@ def _backward(kernel):
         q, k, v, mask, out, lse = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         create_graph = torch.is_grad_enabled()
-        if create_graph or _library.why_missing(kernel, q.device.type):
+        if create_graph or (kernel == "attention_backward" and _library.why_missing(kernel, q.device.type)):
             # create_graph=True: what comes out will be differentiated in its turn.
             # Views, so that one tensor passed in two places gets the gradient of each.
             with torch.enable_grad():
@@ -135,7 +177,28 @@ def _backward(kernel):
     return backward
 
 
-_library.register("attention", fake=_fake, setup_context=_setup_context, backward=_backward("attention_backward"))
-_library.register("attention_backward", fake=_fake_backward)
+def _triton(q, k, v, mask, causal, scale):
+    return torch.ops.imagegen.attention_triton(q, k, v, mask, causal, scale)[0]
 
-_IMPLEMENTATIONS = {"eager": eager.attention, "cpu": _native}
+
+_library.define(
+    "attention_triton(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale) "
+    "-> (Tensor out, Tensor lse)",
+    _attention_triton,
+)
+_library.define(
+    "attention_backward_triton(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse, "
+    "bool causal, float scale, bool mask_needs_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)",
+    _attention_backward_triton,
+)
+
+for twin in ("", "_triton"):
+    _library.register(
+        f"attention{twin}",
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward(f"attention_backward{twin}"),
+    )
+    _library.register(f"attention_backward{twin}", fake=_fake_backward)
+
+_IMPLEMENTATIONS = {"eager": eager.attention, "cpu": _native, "cuda": _native, "triton": _triton}

@@ -7,6 +7,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -95,6 +96,16 @@ T atomicAdd(T* p, std::common_type_t<T> v) {
 template <class T>
 T __ldg(const T* p) {
   return *p;
+}
+using std::max;
+using std::min;
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline float __uint_as_float(unsigned bits) {
+  return __int_as_float(static_cast<int>(bits));
 }
 inline float __expf(float x) {
   return std::exp(x);

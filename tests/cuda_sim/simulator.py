@@ -18,7 +18,7 @@ def load(op):
     """torch.ops.imagegen_sim with the operators of one op: its schemas, its CUDA host file and its kernels."""
     csrc = ROOT / "csrc"
     library = build(
-        [csrc / f"ops/{op}.cpp", csrc / f"ops/cuda/{op}.cpp", csrc / f"ops/cuda/{op}_kernel.cu"],
+        [csrc / f"ops/{op}.cpp", csrc / f"ops/cuda/{op}.cpp", *sorted((csrc / "ops/cuda").glob(f"{op}*_kernel.cu"))],
         # The operators' namespace, and the C++ one, so that nothing is shared with the compiled library.
         ["-Dimagegen=imagegen_sim", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"],
     )

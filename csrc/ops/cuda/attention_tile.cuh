@@ -1,0 +1,274 @@
+// What attention's kernels share: tiles of rows in shared memory, products of tiles on tensor cores, the mask.
+#pragma once
+#include "common/copy_async.cuh"
+#include "common/launch.cuh"
+#include "common/mma.cuh"
+#include "common/scalar.cuh"
+#include "ops/attention.h"
+
+namespace imagegen::cuda {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float minus_infinity() {
+  return __int_as_float(0xFF800000);
+}
+
+// Operands of the products, kDepth deep. A: 16 rows. B: two tiles of eight columns, as c[0] and c[1] take them.
+// Accumulators hold rows group and group + 8, columns 2t and 2t + 1: {row, row, row + 8, row + 8}.
+template <class S>
+struct Product {
+  static constexpr int kDepth = 16;
+  struct A {
+    uint32_t r[4];
+  };
+  struct B {
+    uint32_t r[4];
+  };
+
+  // 16 rows of a tile, kDepth columns from p on.
+  static __device__ __forceinline__ A rows(const S* p, int row) {
+    const int lane = threadIdx.x % 32;
+    A a;
+    load_matrices(a.r, p + lane % 16 * row + lane / 16 * 8);
+    return a;
+  }
+  // Accumulators of kDepth columns as the operand of the next product.
+  static __device__ __forceinline__ A accumulators(const float (*c)[4]) {
+    return {{pack(c[0][0], c[0][1], S{}), pack(c[0][2], c[0][3], S{}), pack(c[1][0], c[1][1], S{}),
+             pack(c[1][2], c[1][3], S{})}};
+  }
+  // B's 16 columns are 16 rows of a tile, kDepth columns from p on.
+  static __device__ __forceinline__ B transposed(const S* p, int row) {
+    const int lane = threadIdx.x % 32;
+    B b;
+    load_matrices(b.r, p + (lane / 16 * 8 + lane % 8) * row + lane / 8 % 2 * 8);
+    return b;
+  }
+  // B is kDepth rows of a tile, 16 columns from p on.
+  static __device__ __forceinline__ B straight(const S* p, int row) {
+    const int lane = threadIdx.x % 32;
+    B b;
+    load_matrices_transposed(b.r, p + lane % 16 * row + lane / 16 * 8);
+    return b;
+  }
+  static __device__ __forceinline__ void add(float (*c)[4], const A& a, const B& b) {
+    mma(c[0], a.r, b.r[0], b.r[1], S{});
+    mma(c[1], a.r, b.r[2], b.r[3], S{});
+  }
+};
+
+// float as two tf32 numbers, which carry 22 of its 24 bits: three products instead of one, the smallest first.
+template <>
+struct Product<float> {
+  static constexpr int kDepth = 8;
+  struct Split {
+    uint32_t high[4], low[4];
+    __device__ __forceinline__ void set(int i, float x) {
+      high[i] = to_tf32(x);
+      low[i] = to_tf32(x - __uint_as_float(high[i]));
+    }
+  };
+  using A = Split;
+  using B = Split;
+
+  static __device__ __forceinline__ A rows(const float* p, int row) {
+    p += threadIdx.x % 32 / 4 * row + threadIdx.x % 4;
+    A a;
+    a.set(0, p[0]), a.set(1, p[8 * row]), a.set(2, p[4]), a.set(3, p[8 * row + 4]);
+    return a;
+  }
+  // Depth is counted 0, 2, 4, 6, 1, 3, 5, 7, so that every lane keeps its accumulators; straight() counts alike.
+  static __device__ __forceinline__ A accumulators(const float (*c)[4]) {
+    A a;
+    a.set(0, c[0][0]), a.set(1, c[0][2]), a.set(2, c[0][1]), a.set(3, c[0][3]);
+    return a;
+  }
+  static __device__ __forceinline__ B transposed(const float* p, int row) {
+    p += threadIdx.x % 32 / 4 * row + threadIdx.x % 4;
+    B b;
+    b.set(0, p[0]), b.set(1, p[4]), b.set(2, p[8 * row]), b.set(3, p[8 * row + 4]);
+    return b;
+  }
+  static __device__ __forceinline__ B straight(const float* p, int row) {
+    p += threadIdx.x % 4 * 2 * row + threadIdx.x % 32 / 4;
+    B b;
+    b.set(0, p[0]), b.set(1, p[row]), b.set(2, p[8]), b.set(3, p[row + 8]);
+    return b;
+  }
+  static __device__ __forceinline__ void add(float (*c)[4], const A& a, const B& b) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      mma(c[j], a.low, b.high[2 * j], b.high[2 * j + 1], float{});
+      mma(c[j], a.high, b.low[2 * j], b.low[2 * j + 1], float{});
+      mma(c[j], a.high, b.high[2 * j], b.high[2 * j + 1], float{});
+    }
+  }
+};
+
+// A tile's rows in shared memory are kBucket elements and 16 bytes apart: eight rows then begin in different banks.
+template <class S, int kBucket>
+constexpr int kRowOf = kBucket + 16 / static_cast<int>(sizeof(S));
+
+// Whether rows can be read and written 16 bytes at a time.
+template <class S, class Void>
+bool rows_aligned(const AttentionTensor<Void>& t, int64_t head_dim) {
+  const auto whole = [](int64_t elements) { return elements * sizeof(S) % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(t.p) % 16 == 0 && whole(t.batch_stride) && whole(t.head_stride) &&
+         whole(t.row_stride) && whole(head_dim);
+}
+
+// How the block reads rows of D elements: in shared memory they are `width` long, D rounded up to a product's depth.
+struct RowsShape {
+  int head_dim, width;
+  bool aligned;
+};
+
+// Brings `rows` rows to a tile, zeros for those from `valid` on and from D on; asynchronously where rows are aligned.
+template <int kThreads, int kRow, class S>
+__device__ __forceinline__ void fill(S* tile, const S* from, int64_t stride, int rows, int valid, RowsShape shape) {
+  constexpr int kLanes = 8;  // that share a row
+  const int step = shape.aligned ? 16 / static_cast<int>(sizeof(S)) : 1;
+  for (int r = threadIdx.x / kLanes; r < rows; r += kThreads / kLanes)
+    for (int d = threadIdx.x % kLanes * step; d < shape.width; d += kLanes * step) {
+      const bool inside = r < valid && d < shape.head_dim;
+      const S* source = inside ? from + r * stride + d : from;
+      if (shape.aligned)
+        copy_async(tile + r * kRow + d, source, inside);
+      else
+        tile[r * kRow + d] = inside ? *source : S{};
+    }
+}
+
+// Rounds a warp's 16 rows of accumulators, each times its factor, to S and writes those before `valid`, by way of rows
+// of a tile that this warp alone still uses: 16 bytes at a time and whole rows one after another.
+template <int kBucket, class S>
+__device__ __forceinline__ void store_rows(S* tile, S* to, int64_t stride, int valid, RowsShape shape,
+                                           const float (&c)[kBucket / 8][4], float factor, float factor8) {
+  constexpr int kRow = kRowOf<S, kBucket>;
+  const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < kBucket / 8; ++j) {
+    if (j * 8 >= shape.width) continue;
+    S* const at = tile + group * kRow + j * 8 + t * 2;
+    at[0] = from_compute<S>(c[j][0] * factor), at[1] = from_compute<S>(c[j][1] * factor);
+    at[8 * kRow] = from_compute<S>(c[j][2] * factor8), at[8 * kRow + 1] = from_compute<S>(c[j][3] * factor8);
+  }
+  __syncwarp();
+  const int step = shape.aligned ? 16 / static_cast<int>(sizeof(S)) : 1;
+  for (int r = lane / 8; r < min(16, valid); r += 4)
+    for (int d = lane % 8 * step; d < shape.head_dim; d += 8 * step)
+      if (shape.aligned)
+        *reinterpret_cast<uint4*>(to + r * stride + d) = *reinterpret_cast<const uint4*>(tile + r * kRow + d);
+      else
+        to[r * stride + d] = tile[r * kRow + d];
+  __syncwarp();
+}
+
+// What of the mask this block sees: one head of one batch.
+struct MaskOfHead {
+  AttentionMaskKind kind;
+  Dtype dtype;
+  const char* p;
+  int64_t q_stride, k_stride;
+};
+__device__ __forceinline__ MaskOfHead mask_of(const AttentionMask& mask, int64_t b, int64_t h) {
+  const int64_t size = mask.kind == AttentionMaskKind::boolean ? 1 : mask.dtype == Dtype::f32 ? 4 : 2;
+  return {mask.kind, mask.dtype,
+          static_cast<const char*>(mask.p) + (b * mask.batch_stride + h * mask.head_stride) * size, mask.q_stride,
+          mask.k_stride};
+}
+
+// The score of query m and key n with the mask added, before it is multiplied by the scale.
+__device__ __forceinline__ float masked(float s, const MaskOfHead& mask, int64_t m, int64_t n, float inverse_scale) {
+  const int64_t i = m * mask.q_stride + n * mask.k_stride;
+  if (mask.kind == AttentionMaskKind::boolean) return mask.p[i] ? s : minus_infinity();
+  float x;
+  if (mask.dtype == Dtype::f32)
+    x = reinterpret_cast<const float*>(mask.p)[i];
+  else if (mask.dtype == Dtype::bf16)
+    x = to_compute(reinterpret_cast<const bf16*>(mask.p)[i]);
+  else
+    x = to_compute(reinterpret_cast<const fp16*>(mask.p)[i]);
+  // The least float, which others write for a hidden key, must not become an infinity: a row of it is a mean.
+  return x == minus_infinity() ? x : s + fmaxf(x * inverse_scale, -1e38f * fminf(inverse_scale, 1.f));
+}
+
+// Masks a warp's scores: 16 rows from m0 on, kKeys columns from n0 on. Queries from q_len on have none.
+template <bool kRowsAreKeys, int kColumns>
+__device__ __forceinline__ void mask_scores(float (&s)[kColumns / 8][4], const AttentionParams& p,
+                                            const MaskOfHead& mask, int64_t row0, int64_t column0,
+                                            float inverse_scale) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t row = row0 + lane / 4 + i / 2 * 8, column = column0 + j * 8 + lane % 4 * 2 + i % 2;
+      const int64_t m = kRowsAreKeys ? column : row, n = kRowsAreKeys ? row : column;
+      if (n >= p.k_len || m >= p.q_len || (p.causal && n > m + p.k_len - p.q_len))
+        s[j][i] = minus_infinity();
+      else if (mask.kind != AttentionMaskKind::none)
+        s[j][i] = masked(s[j][i], mask, m, n, inverse_scale);
+    }
+}
+
+// c += a b^T over the head dim: kRowTiles x 16 rows of a times kColumns rows of b.
+template <class S, int kRow, int kRowTiles, int kColumns>
+__device__ __forceinline__ void add_rows_by_rows(float (&c)[kRowTiles][kColumns / 8][4], const S* a, const S* b,
+                                                 int width) {
+  using P = Product<S>;
+#pragma unroll 2
+  for (int d = 0; d < width; d += P::kDepth) {
+    typename P::A rows[kRowTiles];
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) rows[i] = P::rows(a + i * 16 * kRow + d, kRow);
+#pragma unroll
+    for (int j = 0; j < kColumns / 16; ++j) {
+      const typename P::B columns = P::transposed(b + j * 16 * kRow + d, kRow);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) P::add(c[i] + 2 * j, rows[i], columns);
+    }
+  }
+}
+
+// c += a b: a are accumulators, rounded to S, of kInner columns; b has kInner rows of `width` elements.
+template <class S, int kRow, int kRowTiles, int kInner, int kBucket>
+__device__ __forceinline__ void add_accumulators_by_rows(float (&c)[kRowTiles][kBucket / 8][4],
+                                                         const float (&a)[kRowTiles][kInner / 8][4], const S* b,
+                                                         int width) {
+  using P = Product<S>;
+#pragma unroll
+  for (int k = 0; k < kInner; k += P::kDepth) {
+    typename P::A rows[kRowTiles];
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) rows[i] = P::accumulators(a[i] + k / 8);
+#pragma unroll
+    for (int d = 0; d < kBucket; d += 16) {
+      if (d >= width) continue;
+      const typename P::B columns = P::straight(b + k * kRow + d, kRow);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) P::add(c[i] + d / 8, rows[i], columns);
+    }
+  }
+}
+
+// The smallest bucket of head dims that holds D, and what the kernel of that bucket returns.
+template <class F>
+cudaError_t dispatch_head_dim(int64_t head_dim, const F& f) {
+  if (head_dim <= 64) return f.template operator()<64>();
+  if (head_dim <= 128) return f.template operator()<128>();
+  return f.template operator()<256>();
+}
+template <class F>
+cudaError_t dispatch_element(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::f32: return f.template operator()<float>();
+    case Dtype::bf16: return f.template operator()<bf16>();
+    default: return f.template operator()<fp16>();
+  }
+}
+
+}  // namespace
+}  // namespace imagegen::cuda

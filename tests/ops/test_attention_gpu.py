@@ -1,0 +1,154 @@
+"""What can be said of attention's GPU kernels without a GPU: values, races and bounds in the simulator; registers,
+spills and matrix instructions of what the compilers make. test_attention.py runs them on a GPU where there is one."""
+
+import itertools
+
+import pytest
+import torch
+from cuda_sim import simulator
+from helpers import DTYPES, check, relative_error
+
+from imagegen.ops import eager
+
+# (B, H, Hk, Lq, Lk, D): each bucket of head dims, whole tiles and rests of queries, keys and head dim, shared heads.
+SHAPES = [
+    (1, 2, 1, 35, 77, 40),
+    (1, 1, 1, 70, 70, 64),
+    (2, 1, 1, 20, 45, 80),
+    (1, 1, 1, 20, 40, 160),
+    (1, 2, 2, 5, 3, 13),
+]
+MASKS = {
+    "none": lambda B, H, Lq, Lk: None,
+    "boolean": lambda B, H, Lq, Lk: torch.rand(B, 1, Lq, Lk) < 0.7,
+    "keys": lambda B, H, Lq, Lk: torch.randn(B, 1, 1, Lk),
+    "head": lambda B, H, Lq, Lk: torch.randn(H, Lq, Lk),
+}
+
+
+class Simulated(torch.autograd.Function):
+    """The CUDA operators as the simulator runs them."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, causal, scale):
+        out, lse = simulator.load("attention").attention(q, k, v, mask, causal, scale)
+        ctx.save_for_backward(q, k, v, mask, out, lse)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad[3]
+        operator = simulator.load("attention").attention_backward
+        dq, dk, dv, dmask = operator(grad, *ctx.saved_tensors, *ctx.options, needs)
+        return dq, dk, dv, dmask if needs else None, None, None
+
+
+def make(B, H, Hk, Lq, Lk, D, dtype, joined=False):
+    def heads(h, length):
+        return torch.randn(B, length, h, D).transpose(1, 2) if joined else torch.randn(B, h, length, D)
+
+    return [heads(h, length).to(dtype) for h, length in ((H, Lq), (Hk, Lk), (Hk, Lk))]
+
+
+def check_simulated(q, k, v, mask=None, causal=False, **options):
+    scale = q.size(-1) ** -0.5
+    return check(
+        lambda *tensors: Simulated.apply(*tensors, causal, scale),
+        lambda *tensors: eager.attention(*tensors, causal, scale),
+        *(q, k, v, mask),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cuda_kernels_in_the_simulator(shape, dtype):
+    q, k, v = make(*shape, dtype, joined=True)
+    y = check_simulated(q, k, v, causal=shape[3] % 2 == 0)
+    assert y.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cuda_kernels_mask_in_the_simulator(mask, dtype):
+    shape = (2, 2, 1, 37, 45, 24)
+    q, k, v = make(*shape, dtype)
+    m = MASKS[mask](*shape[:2], *shape[3:5])
+    if mask == "boolean":
+        m[..., 0] = True
+    check_simulated(q, k, v, m if mask != "head" else m.to(dtype), causal=True)
+
+
+def test_cuda_kernels_take_any_place_and_stride():
+    q, k, v = make(1, 2, 2, 20, 30, 24, torch.bfloat16)
+    expected = Simulated.apply(q, k, v, None, False, 0.2)
+    larger = [torch.nn.functional.pad(t, (3, 4, 1, 1), value=float("nan"))[..., 1:-1, 3:-4] for t in (q, k, v)]
+    assert torch.equal(Simulated.apply(*larger, None, False, 0.2), expected)
+    stepping = [torch.stack([t, t * float("nan")], -1)[..., 0] for t in (q, k, v)]
+    assert torch.equal(Simulated.apply(*stepping, None, False, 0.2), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_queries_without_a_key_in_the_simulator(dtype):
+    q, k, v = (t.requires_grad_() for t in make(1, 1, 1, 70, 66, 16, dtype))
+    mask = torch.ones(70, 66, dtype=torch.bool)
+    mask[7], mask[64:] = False, False
+    y = Simulated.apply(q, k, v, mask, True, 0.25)  # the first four see nothing either
+    hidden = torch.tensor([*range(4), 7, *range(64, 70)])
+    assert y[:, :, hidden].eq(0).all() and y[:, :, 8].ne(0).any()
+    y.float().square().sum().backward()
+    assert q.grad[:, :, hidden].eq(0).all()
+    assert all(t.grad.isfinite().all() for t in (q, k, v))
+
+
+def test_least_float_as_a_mask_is_a_mean():
+    """What others write for a hidden key: where all keys have it, their mean, as in eager PyTorch."""
+    for dtype in DTYPES:
+        q, k, v = make(1, 1, 1, 3, 40, 8, dtype)
+        mask = torch.full((40,), torch.finfo(dtype).min, dtype=dtype)
+        y = Simulated.apply(q, k, v, mask, False, 3.0)
+        assert relative_error(y, v.double().mean(2, keepdim=True).expand(y.shape)) < 1e-2
+
+
+def test_schedules_agree_to_the_bit(monkeypatch):
+    """Whichever warp runs ahead and whenever a copy lands."""
+    q, k, v = (t.requires_grad_() for t in make(1, 2, 1, 70, 100, 72, torch.bfloat16))
+    mask = torch.randn(1, 100).requires_grad_()
+    results = []
+    for order, landing in itertools.product(("forward", "reverse", "random"), ("late", "early")):
+        monkeypatch.setenv("SIM_ORDER", order)
+        monkeypatch.setenv("SIM_ASYNC", landing)
+        y = Simulated.apply(q, k, v, mask, True, 0.3)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v, mask))])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize(
+    "head_dim, dtype, message",
+    [
+        (264, torch.float32, "attention: the cuda kernel takes head dimensions up to 256, q has 264"),
+        (8, torch.float64, "attention: the cuda kernel takes float32, bfloat16 or float16, q is torch.float64"),
+    ],
+)
+def test_what_the_cuda_kernels_do_not_take(head_dim, dtype, message):
+    q = torch.zeros(1, 1, 2, head_dim, dtype=dtype)
+    with pytest.raises(RuntimeError, match=message):
+        simulator.load("attention").attention(q, q, q, None, False, 1.0)
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_sanitizers_find_nothing(sanitizer, dtype):
+    cuda = simulator.ROOT / "csrc/ops/cuda"
+    sources = [
+        simulator.HERE / "attention_main.cpp",
+        cuda / "attention_kernel.cu",
+        cuda / "attention_backward_kernel.cu",
+    ]
+    program = simulator.build_program(sources, sanitizer)
+    for head_dim in (40, 72):
+        printed, said = simulator.run_program(program, dtype, head_dim, order="random")
+        assert printed == "ran\n"
+        assert simulator.found_nothing(said), said
