@@ -117,7 +117,9 @@ class Path:
 class Grid:
     """What `create` was asked for, in its words. faults names the faults of diffusers' grid, none where compat is off:
 
-    repeats_end: the last noise level twice in place of a smaller one. rounds_karras, truncates: times made integers.
+    strides: steps lead steps // n times down, not to the next time. repeats_end: the last noise level twice in place of
+    a smaller one. rounds_karras, truncates, spares_cosine: times made integers, karras ones rounded, but not those of a
+    cosine schedule. nudges_start: a flow starts at 1 - 1e-6. ignores_clip: x_0 is not clipped.
     """
 
     schedule: object
@@ -151,6 +153,13 @@ class Grid:
             )
         return self.spacing
 
+    def refuse_times(self):
+        """Where a schedule has no times to choose from."""
+        if not isinstance(self.spacing, str) or self.spacing != "trailing":
+            raise ValueError(
+                f"create: spacing must be 'trailing' on {self.schedule}, which has no times to choose from"
+            )
+
     def ramp(self, high, low, n):
         """n noise levels of the kind that sigmas names; without faults, final="sigma_min" is the last of n + 1."""
         rho = getattr(self.schedule, "rho", 7.0)
@@ -173,6 +182,7 @@ def discrete_path(grid):
     """Training times of a variance-preserving schedule, or the points of an angular one."""
     schedule = grid.schedule
     if isinstance(schedule, AngularSchedule):
+        grid.refuse_times()
         t, alpha, sigma = schedule.visited(np.linspace(1, 0, grid.steps + 1))
         return grid.path([Point(*p) for p in zip(t, alpha, sigma, strict=True)])
     end = Point(-1.0, 1.0, 0.0) if grid.final == "zero" else Point(-1.0, schedule.alpha[0], schedule.sigma[0])
@@ -237,16 +247,17 @@ def exploding_path(grid):
     sigma = np.interp(t, np.arange(len(table)), table)
     if grid.sigmas is not None:
         low = table[0] if grid.ends_at_sigma_min else sigma[-1]
-        sigma = grid.ramp(sigma[0], low, grid.steps) if isinstance(grid.sigmas, str) else np.asarray(grid.sigmas)
+        sigma = grid.ramp(sigma[0], low, grid.steps) if isinstance(grid.sigmas, str) else grid.sigmas
         t = grid.told(time_of(sigma, table))
     end = table[0] if grid.final == "sigma_min" else 0.0
+    leading = isinstance(grid.spacing, str) and grid.spacing == "leading"
 
     def point(t, sigma):
         return Point(float(t), 1.0, float(sigma), 1 / math.hypot(1, sigma))
 
     return grid.path(
         [*map(point, t, sigma), point(-1.0, end)],
-        init_sigma=float(math.hypot(sigma.max(), 1) if grid.spacing == "leading" else sigma.max()),
+        init_sigma=float(math.hypot(sigma.max(), 1) if leading else sigma.max()),
         between=lambda sigma: point(time_of(sigma, table), sigma),
     )
 
@@ -256,7 +267,8 @@ def preserving_path(grid):
     if isinstance(grid.schedule, EDMSchedule):
         return _edm_path(grid)
     if isinstance(grid.schedule, FlowSchedule):
-        return _diffusers_flow_path(grid) if grid.compat else straight_path(grid)
+        listed = not isinstance(grid.spacing, str) or not isinstance(grid.sigmas, str | None)
+        return _diffusers_flow_path(grid) if grid.compat and not listed else straight_path(grid)
     table = training_sigmas(grid.schedule, grid.compat)
     if grid.sigmas is None:
         t = grid.times(extra=1)
@@ -266,7 +278,7 @@ def preserving_path(grid):
         sigma = np.where(exact, math.inf, sigma)
     else:
         named = isinstance(grid.sigmas, str)
-        sigma = grid.ramp(table[-1], table[0], grid.steps) if named else np.asarray(grid.sigmas, np.float64)
+        sigma = grid.ramp(table[-1], table[0], grid.steps) if named else grid.sigmas
         t = grid.told(time_of(sigma, table))
     end = table[0] if grid.final == "sigma_min" else 0.0
     if "repeats_end" in grid.faults and grid.sigmas is not None and grid.final == "sigma_min":
@@ -282,15 +294,16 @@ def preserving_path(grid):
 def straight_path(grid):
     """x = (1 - sigma) x_0 + sigma epsilon at shifted sigmas.
 
-    spacing "linspace" goes from 1 to the smallest sigma of training, "trailing" from 1 by equal steps to 1/n.
+    spacing "linspace" goes from 1 to the smallest sigma of training, "trailing" from 1 by equal steps to 1/n. Lists of
+    times or sigmas are taken as they are.
     """
     schedule, n = grid.schedule, grid.steps
-    if not isinstance(grid.spacing, str):
-        return _straight(grid, schedule.shifted(np.asarray(grid.spacing, np.float64) / schedule.steps), 0.0)
-    if grid.spacing == "leading":
-        raise ValueError("create: spacing 'leading' never sees pure noise, which a flow starts from; take 'trailing'")
     low = 1 / schedule.steps
     end = schedule.shifted(low) if grid.final == "sigma_min" else 0.0
+    if not isinstance(grid.spacing, str):
+        return _straight(grid, grid.spacing / schedule.steps, end)
+    if grid.spacing == "leading":
+        raise ValueError("create: spacing 'leading' never sees pure noise, which a flow starts from; take 'trailing'")
     if grid.final == "sigma_min":
         sigma = schedule.shifted(np.linspace(1, low, n + 1)[:n])
     elif grid.spacing == "linspace":
@@ -301,14 +314,16 @@ def straight_path(grid):
     if isinstance(grid.sigmas, str):
         sigma = grid.ramp(sigma[0], end or sigma[-1], n)
     elif grid.sigmas is not None:
-        sigma = np.asarray(grid.sigmas, np.float64)
+        sigma = grid.sigmas
     return _straight(grid, sigma, end)
 
 
-def _straight(grid, sigma, end, init_sigma=1.0):
+def _straight(grid, sigma, end):
+    if sigma[0] > 1:
+        raise ValueError(f"create: a flow's sigmas must be at most 1, got {sigma[0]:g}")
     t = grid.told(sigma * grid.schedule.steps)
     points = [Point(float(u), 1 - float(s), float(s)) for u, s in zip([*t, -1.0], [*sigma, end], strict=True)]
-    return grid.path(points, init_sigma=init_sigma)
+    return grid.path(points)
 
 
 def _diffusers_flow_path(grid):
@@ -330,6 +345,7 @@ def _diffusers_flow_path(grid):
 def _edm_path(grid):
     """Karras et al., 2022, table 1: c_in scales the model's input, c_noise = ln(sigma) / 4 is its time."""
     schedule = grid.schedule
+    grid.refuse_times()
     if isinstance(grid.sigmas, str) or grid.sigmas is None:
         kind = grid.sigmas or "karras"
         sigma = replace(grid, sigmas=kind).ramp(schedule.sigma_max, schedule.sigma_min, grid.steps)
@@ -338,7 +354,7 @@ def _edm_path(grid):
         ):  # diffusers turns its ramp round: one step is its end
             sigma = np.array([schedule.sigma_min])
     else:
-        sigma = np.asarray(grid.sigmas, np.float64)
+        sigma = grid.sigmas
 
     def point(sigma):
         c_noise = math.log(sigma) / 4 if sigma else -1.0

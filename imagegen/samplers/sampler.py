@@ -51,15 +51,15 @@ class Sampler:
     def starting_at(self, fraction):
         """The last `fraction` of the steps: their own table, because history starts anew.
 
-        Raises: ValueError unless 0 < fraction <= 1 and at least one step is left.
+        Raises: ValueError unless 0 < fraction <= 1 and at least one step is left, and no more than there are.
         """
         if self.path is None:
             raise ValueError(f"start_at: {self.name!r} has no path to start in the middle of, only a table")
         if not 0 < fraction <= 1:
             raise ValueError(f"start_at must be above 0 and at most 1, got {fraction}")
-        left = int(self.path.steps * fraction)
-        if left < 1:
-            raise ValueError(f"start_at={fraction} leaves none of the {self.path.steps} steps")
+        left = int(self.path.steps * fraction + 1e-9)  # 0.29 of 100 steps is 29, though it is 28.999…
+        if not 1 <= left <= self.path.n:
+            raise ValueError(f"start_at={fraction} must leave from 1 to {self.path.n} of the {self.path.steps} steps")
         settings = {key: getattr(self, key) for key in ("guidance", "rescale", "clip", "threshold")}
         return Sampler.built(self.name, self.path.tail(self.path.n - left), self.build, **settings)
 

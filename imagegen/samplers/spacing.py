@@ -18,6 +18,8 @@ def timesteps(spacing, n, steps, offset=0, extra=0, rounded=True):
     """
     if not 1 <= n <= steps:
         raise ValueError(f"create: steps must be from 1 to the schedule's {steps}, got {n}")
+    if offset < 0:
+        raise ValueError(f"create: offset must not be negative, got {offset}")
     if spacing == "trailing":
         t = np.round(steps - np.arange(n) * (steps / n)) - 1
     elif spacing == "leading":
@@ -53,4 +55,4 @@ def time_of(sigma, training_sigmas):
     below = np.greater_equal.outer(u, v)
     k = np.where(below.any(-1), len(v) - 1 - np.argmax(below[..., ::-1], -1), 0)
     k = np.minimum(k, len(v) - 2)
-    return k + np.clip((u - v[k]) / (v[k + 1] - v[k]), 0, 1)
+    return np.round(k + np.clip((u - v[k]) / (v[k + 1] - v[k]), 0, 1), 10)

@@ -36,6 +36,8 @@ class Case:
     ours: dict
     call: dict = field(default_factory=dict)
     hard: bool = False  # zero SNR, where float32 loses digits
+    set_timesteps: dict = field(default_factory=dict)  # in place of a number of steps
+    begin: int = 0  # the timestep to start from
 
     @property
     def tolerance(self):
@@ -333,7 +335,75 @@ def flow():
         )
 
 
-FAMILIES = (ddim, ddpm, euler, karras_samplers, pndm, dpmpp, deis, unipc, sa_solver, consistency, edm, flow)
+AYS_TIMES = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]  # Sabour et al., "Align Your Steps", 2024
+AYS_SIGMAS = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152]
+
+
+def lists():
+    config, schedule = BETAS["scaled_linear"]
+    for stem, cls, name in (
+        ("euler_discrete", "EulerDiscreteScheduler", "euler"),
+        ("heun_discrete", "HeunDiscreteScheduler", "heun"),
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("ddpm", "DDPMScheduler", "ddpm"),
+    ):
+        theirs = config | ({"clip_sample": False} if name == "ddpm" else {})
+        ours = {"spacing": AYS_TIMES, "compat": "diffusers"}
+        yield Case(f"{name}-times", stem, cls, theirs, name, schedule(), ours, set_timesteps={"timesteps": AYS_TIMES})
+    for p in ("epsilon", "v"):
+        ours = {"sigmas": AYS_SIGMAS, "prediction": p, "compat": "diffusers"}
+        given = {"sigmas": [*AYS_SIGMAS, 0.0]}
+        theirs = config | {"prediction_type": PREDICTIONS[p]}
+        yield Case(
+            f"euler-sigmas-{p}", "euler_discrete", "EulerDiscreteScheduler", theirs, "euler", schedule(), ours,
+            set_timesteps=given,
+        )  # fmt: skip
+    given = {"sigmas": [1.0, 0.9, 0.5, 0.1]}
+    yield Case(
+        "flow-sigmas", "flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler", {}, "flow_euler",
+        Schedule.flow(), given, set_timesteps=given,
+    )  # fmt: skip
+
+
+def started_in_the_middle():
+    """Of 20 steps the last 12."""
+    for stem, cls, name, per_step in (
+        ("euler_discrete", "EulerDiscreteScheduler", "euler", 1),
+        ("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", "euler_ancestral", 1),
+        ("heun_discrete", "HeunDiscreteScheduler", "heun", 2),
+        ("k_dpm_2_discrete", "KDPM2DiscreteScheduler", "dpm_2", 2),
+        ("lms_discrete", "LMSDiscreteScheduler", "lms", 1),
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler", "dpmpp_2m", 1),
+        ("deis_multistep", "DEISMultistepScheduler", "deis", 1),
+        ("unipc_multistep", "UniPCMultistepScheduler", "unipc", 1),
+        ("sasolver", "SASolverScheduler", "sa_solver", 1),
+        ("ddim", "DDIMScheduler", "ddim", 1),
+    ):
+        finals = {"final": "sigma_min"} if name in ("deis", "sa_solver") else {}
+        clip = {"clip_sample": False} if name == "ddim" else {}
+        for beta in ("scaled_linear", "cosine"):
+            config, schedule = BETAS[beta]
+            config = config | clip | {"timestep_spacing": "trailing"}
+            ours = {"steps": 20, "start_at": 0.6, "compat": "diffusers"} | finals
+            yield Case(f"{name}-{beta}", stem, cls, config, name, schedule(), ours, begin=8 * per_step)
+
+
+FAMILIES = (
+    ddim,
+    ddpm,
+    euler,
+    karras_samplers,
+    pndm,
+    dpmpp,
+    deis,
+    unipc,
+    sa_solver,
+    consistency,
+    edm,
+    flow,
+    lists,
+    started_in_the_middle,
+)
 
 
 def relative(a, b):
@@ -368,7 +438,15 @@ def check(case):
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            theirs, times, init = oracle.trajectory(case.stem, case.cls, case.config, case.ours["steps"], **case.call)
+            theirs, times, init = oracle.trajectory(
+                case.stem,
+                case.cls,
+                case.config,
+                None if case.set_timesteps else case.ours["steps"],
+                set_timesteps=case.set_timesteps,
+                begin=case.begin,
+                **case.call,
+            )
         except Exception:
             return "refused"  # by diffusers
     if not theirs.isfinite().all():

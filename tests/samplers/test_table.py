@@ -99,6 +99,10 @@ def test_times_fall_and_stay_within_the_schedule(spacing, steps):
         ({"name": "euler", "sigmas": "even"}, "sigmas must be one of karras, exponential, beta, got 'even'"),
         ({"name": "euler", "sigmas": [3, 0], "steps": None}, "sigmas must end above 0"),
         ({"name": "euler", "sigmas": [3, 1], "spacing": [9, 5], "steps": None}, "can't both be lists"),
+        ({"spacing": "leading", "offset": -1}, "offset must not be negative, got -1"),
+        ({"name": "edm_euler", "schedule": Schedule.edm(), "spacing": "linspace"}, "which has no times to choose from"),
+        ({"schedule": Schedule.angular(), "spacing": [9, 5], "steps": None}, "which has no times to choose from"),
+        ({"name": "flow_euler", "schedule": Schedule.flow(), "sigmas": [2, 1], "steps": None}, "at most 1, got 2"),
         ({"name": "lcm", "spacing": "leading"}, "spacing must be 'trailing' or a list for this sampler, got 'leading'"),
         ({"name": "lcm", "steps": 51}, "steps must be from 1 to the teacher's 50, got 51"),
         ({"name": "flow_euler", "schedule": Schedule.flow(), "spacing": "leading"}, "spacing 'leading' never sees"),
@@ -112,7 +116,7 @@ def test_times_fall_and_stay_within_the_schedule(spacing, steps):
         ({"threshold": 0.9, "clip": 0.5}, "clip must be at least 1 with threshold, got 0.5"),
         ({"rescale": 2.0}, "rescale must be from 0 to 1, got 2.0"),
         ({"start_at": 0.0}, "start_at must be above 0 and at most 1, got 0.0"),
-        ({"start_at": 0.1}, "start_at=0.1 leaves none of the 5 steps"),
+        ({"start_at": 0.1}, "start_at=0.1 must leave from 1 to 5 of the 5 steps"),
         ({"steps": 1001}, "steps must be from 1 to the schedule's 1000, got 1001"),
         ({"prediction": "noise"}, "prediction must be one of epsilon, v, sample, flow, got 'noise'"),
         ({"spacing": "even"}, "spacing must be one of trailing, leading, linspace, got 'even'"),
@@ -130,3 +134,15 @@ def test_bad_arguments_are_named(arguments, message):
 def test_an_option_of_another_sampler_is_refused():
     with pytest.raises(TypeError, match="create: 'ddpm' has no option 'eta'; its options are variance, noise_scale"):
         samplers.create("ddpm", SCHEDULE, steps=5, eta=0.5)
+
+
+def test_lists_of_times_and_of_noise_levels_are_visited_as_they_are():
+    times, levels = [999, 850, 233, 24], [14.615, 3.861, 0.652, 0.152]
+    assert samplers.create("dpmpp_2m", SCHEDULE, spacing=times).timesteps.tolist() == times
+    assert samplers.create("flow_euler", Schedule.flow(shift=3.0), spacing=times).timesteps.tolist() == times
+    assert samplers.create("lcm", SCHEDULE, spacing=times).timesteps.tolist() == times
+    sampler = samplers.create("euler", SCHEDULE, sigmas=levels)
+    assert sampler.init_sigma == levels[0]
+    np.testing.assert_allclose(sampler.table[:, -1], [*levels[1:], 0])
+    sampler = samplers.create("dpmpp_2m", Schedule.flow(), sigmas=[1.0, 0.5, 0.2], final="sigma_min")
+    np.testing.assert_allclose(sampler.table[:, -1], [0.5, 0.2, 0.001])
