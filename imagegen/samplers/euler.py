@@ -16,11 +16,10 @@ def euler(path, *, churn=0.0, churn_min=0.0, churn_max=math.inf, noise_scale=1.0
     """
     if path.compat and churn:
         return _euler_churned_late(path, churn, churn_min, churn_max, noise_scale)
-    path, kicks = churned(path, churn, churn_min, churn_max, noise_scale)
+    path, levels, kicks = churned(path, churn, churn_min, churn_max, noise_scale)
     table = Table(path)
-    for i, (here, to) in enumerate(path.jumps()):
-        level = lowered(to, kicks[i + 1], noise_scale)
-        table.add(here, table.x + (level - here.sigma) * table.epsilon(here) + kicks[i + 1] * table.n, to)
+    for (here, to), level, kick in zip(path.jumps(), levels, kicks, strict=True):
+        table.add(here, table.x + (level - here.sigma) * table.epsilon(here) + kick * table.n, to)
     return table
 
 
@@ -43,24 +42,20 @@ def ancestral(sigma, sigma_next, eta):
 
 
 def churned(path, churn, churn_min, churn_max, noise_scale):
-    """(the path at the lifted noise levels, kicks): kicks[i] is the noise added to reach point i, 0 at the end.
+    """(the path at the lifted noise levels, levels, kicks): step i leads to levels[i], then kicks[i] lifts it.
 
-    The kick that precedes an evaluation is part of the row before it; the first one joins the initial noise.
+    So the noise that precedes an evaluation is part of the row before it; the first joins the initial noise.
     """
     if churn < 0:
         raise ValueError(f"create: churn must not be negative, got {churn}")
-    points, kicks = [], []
+    points, kicks = [], []  # kicks[i] leads to point i
     for point in path.points[:-1]:
         lift = min(churn / path.steps, math.sqrt(2) - 1) if churn_min <= point.sigma <= churn_max else 0.0
         points.append(path.between(point.sigma * (1 + lift)) if lift else point)
         kicks.append(noise_scale * math.sqrt(max(0.0, points[-1].sigma ** 2 - point.sigma**2)))
-    init_sigma = math.hypot(path.init_sigma, kicks[0])
-    return replace(path, points=(*points, path[path.n]), init_sigma=init_sigma), [*kicks, 0.0]
-
-
-def lowered(point, kick, noise_scale):
-    """The noise level of `point` before the kick that lifted it."""
-    return math.sqrt(max(0.0, point.sigma**2 - (kick / noise_scale) ** 2)) if kick else point.sigma
+    levels = [point.sigma for point in path.points[1:]]
+    lifted = replace(path, points=(*points, path[path.n]), init_sigma=math.hypot(path.init_sigma, kicks[0]))
+    return lifted, levels, [*kicks[1:], 0.0]
 
 
 def _euler_churned_late(path, churn, churn_min, churn_max, noise_scale):

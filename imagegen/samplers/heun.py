@@ -1,6 +1,6 @@
 import math
 
-from .euler import churned, lowered
+from .euler import churned
 from .table import Table
 
 
@@ -12,16 +12,14 @@ def heun(path, *, churn=0.0, churn_min=0.0, churn_max=math.inf, noise_scale=1.0)
 
     churn: as in `euler`.
     """
-    path, kicks = churned(path, churn, churn_min, churn_max, noise_scale)
+    path, levels, kicks = churned(path, churn, churn_min, churn_max, noise_scale)
     table = Table(path, slots=1)
     for i, (here, to) in enumerate(path.jumps()):
-        level = lowered(to, kicks[i + 1], noise_scale)
-        step, kick = level - here.sigma, kicks[i + 1] * table.n
-        d = table.epsilon(here)
+        step, epsilon = levels[i] - here.sigma, table.epsilon(here)
         if i == path.n - 1:
-            table.add(here, table.x + step * d, to)
+            table.add(here, table.x + step * epsilon, to)
             break
-        end = path.between(level) if kicks[i + 1] else to
-        table.add(here, table.x + step * d, end, store=table.x + step / 2 * d)
-        table.add(end, table.h[0] + step / 2 * table.epsilon(end) + kick, to)
+        end = path.between(levels[i]) if to.sigma > levels[i] else to
+        table.add(here, table.x + step * epsilon, end, store=table.x + step / 2 * epsilon)
+        table.add(end, table.h[0] + step / 2 * table.epsilon(end) + kicks[i] * table.n, to)
     return table

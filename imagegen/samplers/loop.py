@@ -6,6 +6,7 @@ from .. import ops
 from .evaluate import evaluate, scaled_input
 from .graph import GraphLoop
 from .progress import progress_bar
+from .table import x0_row
 
 INITIAL_NOISE = 2  # the stream of `ops.randn`; a step draws from 0, the noise of what is known from 1
 
@@ -136,5 +137,4 @@ def _moved(tensor, x):
 def _x0(x, row, outputs, settings):
     """What the model predicts, guided and clipped: the step whose x' is x_0."""
     options = {key: settings[key] for key in ("guidance", "rescale", "clip", "threshold", "backend")}
-    x0_row = [row[0], 1, row[2], row[3], 0, 1, *[0] * 5, -1, 1, 0]
-    return ops.sampler_step(x, row=x0_row, copies=0, **outputs, **options)[0]
+    return ops.sampler_step(x, row=x0_row(row), copies=0, **outputs, **options)[0]

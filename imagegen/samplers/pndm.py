@@ -82,7 +82,8 @@ def _adams_bashforth(order, epsilons):
 
 def _epsilon(table, here):
     """What is averaged; diffusers takes the model's raw output even where that is v."""
-    return table.m if table.path.compat else table.epsilon(here)
+    raw = table.path.compat and table.path.prediction == "v"
+    return table.m if raw else table.epsilon(here)
 
 
 def _transfer(table, here, to, x, epsilon):

@@ -21,6 +21,12 @@ def slots_of(row):
     return np.shape(row)[-1] - len(columns(0))
 
 
+def x0_row(row, c_x=0.0, c_0=1.0):
+    """The row without slots whose x' is c_x x + c_0 x_0, with the x_0 of `row`."""
+    values = {"s'": 1, "a_x": row[2], "a_m": row[3], "c_x": c_x, "c_0": c_0, "slot": -1, "b_0": 1}
+    return [values.get(name, 0.0) for name in columns(0)]
+
+
 class Table:
     """Builds the rows along a path in the papers' own formulas.
 

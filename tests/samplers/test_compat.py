@@ -172,3 +172,12 @@ def test_the_stages_of_dpmpp_sde_share_their_noise():
 
 def test_unipc_bh1_ends_at_zero_where_diffusers_is_nan():
     assert gaussian.error("unipc", LINEAR, "v", 20, solver="bh1") < 0.05
+
+
+def test_churn_without_noise_still_lifts_what_the_model_is_told():
+    """noise_scale is Karras et al.'s S_noise: 0 is legal and leaves every step at its own level."""
+    sampler = samplers.create("edm_euler", Schedule.edm(), steps=6, churn=2.0, noise_scale=0.0)
+    still = samplers.create("edm_euler", Schedule.edm(), steps=6)
+    assert (sampler.timesteps > still.timesteps).all()
+    assert not column(sampler, "c_n").any()
+    assert sampler.init_sigma == still.init_sigma

@@ -11,6 +11,7 @@ import torch
 from ... import ops
 from ..._optional import require
 from ...samplers.sampler import Sampler
+from ...samplers.table import x0_row
 from .tables import TABLES
 
 
@@ -144,9 +145,8 @@ class TableStep:
         self._handed_out, self._state = (weakref.ref(returned), returned._version), x_next
 
         def original():
-            c_x, c_0 = kind.original(self.config, row[0])
-            x0_row = [row[0], 1, row[2], row[3], c_x, c_0, *[0] * 5, -1, 1, 0]
-            return ops.sampler_step(x, model_output, x0_row, copies=0, **bounds)[0].to(model_output.dtype)
+            wanted = x0_row(row, *kind.original(self.config, row[0]))
+            return ops.sampler_step(x, model_output, wanted, copies=0, **bounds)[0].to(model_output.dtype)
 
         if return_dict:
             return Output(returned, original)
