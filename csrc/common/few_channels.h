@@ -1,7 +1,7 @@
 // Convolution to few output channels (images, masks), where panels of 32 would be mostly empty: lanes are pixels.
 //
 // Each input pixel has a block of kScale x kScale outputs; each of those reads kSpan x kSpan pixels around it, in each
-// dimension with the sums of the three weights that kTaps [output of the block][pixel] marks.
+// dimension with the sums of the weights that kTaps [output of the block][pixel] marks.
 #pragma once
 #include "product_conv.h"
 
@@ -19,20 +19,24 @@ template <class Alg, class S, int kCout>
 class FewChannels {
   using T = Compute<S>;
   static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
-  static constexpr int kWeights = kScale * kScale * kSpan * kSpan;
+  static constexpr int kWeights = kScale * kScale * kSpan * kSpan, kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
   static constexpr int64_t kColumns = 8 * L;       // a stage of input this wide,
   static constexpr int64_t kStage = 512 << 10;     // and this many bytes large, stays in the second-level cache
   static constexpr int64_t kWidth = kColumns + L;  // one column of halo on each side, whole vectors
 
   const ProductConvParams& p;
-  const int64_t rows;  // of input in a stage, without the halo
+  const int64_t blocks_h, blocks_w;  // of output
+  const int64_t rows;                // of input in a stage, without the halo
 
  public:
   explicit FewChannels(const ProductConvParams& p)
-      : p(p), rows(max<int64_t>(1, min<int64_t>(8, kStage / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
+      : p(p),
+        blocks_h(ceil_div(p.out_h, kScale)),
+        blocks_w(ceil_div(p.out_w, kScale)),
+        rows(max<int64_t>(1, min<int64_t>(8, kStage / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
 
   void run(const PackWeightParams& w) const {
-    const int64_t bands = ceil_div(p.in_h, rows), columns = ceil_div(p.in_w, kColumns);
+    const int64_t bands = ceil_div(blocks_h, rows), columns = ceil_div(blocks_w, kColumns);
     const size_t bytes = p.cin * kCout * kWeights * sizeof(T);
     T* const weights = static_cast<T*>(allocate(bytes));
     fold(w, weights);
@@ -41,7 +45,7 @@ class FewChannels {
       T* const stage = static_cast<T*>(workspace(p.cin * (rows + 2) * kWidth * sizeof(T)));
       for (int64_t item; (item = claim()) < items;) {
         const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
-        const int64_t height = min(rows, p.in_h - h0), width = min(kColumns, p.in_w - w0);
+        const int64_t height = min(rows, blocks_h - h0), width = min(kColumns, blocks_w - w0);
         fill(stage, b, h0, w0, height, width);
         for (int64_t h = 0; h < height; ++h)
           for (int64_t x = 0; x < width; x += L)
@@ -64,10 +68,10 @@ class FewChannels {
     for (int64_t ci = 0; ci < p.cin; ++ci)
       for (int64_t co = 0; co < kCout; ++co) {
         const S* from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
-        each([&](const int (&rows)[3], const int (&cols)[3]) {
+        each([&](const int (&rows)[kTaps], const int (&cols)[kTaps]) {
           T sum = 0;
-          for (int a = 0; a < 3; ++a)
-            for (int b = 0; b < 3; ++b)
+          for (int a = 0; a < kTaps; ++a)
+            for (int b = 0; b < kTaps; ++b)
               if (rows[a] && cols[b]) sum += to_compute(from[a * w.w_stride[2] + b * w.w_stride[3]]);
           *to++ = sum;
         });
@@ -152,19 +156,24 @@ class FewChannels {
   }
 
   INLINE void finish(int co, Vec<T>* y, int64_t b, int64_t h, int64_t w, int64_t n) const {
-    const T bias = p.bias ? to_compute(static_cast<const S*>(p.bias)[co]) : T(0);
+    const ChannelMap<T> map = channel_map<S>(p, co, 1);
     const int64_t channel = p.y_channels_last ? 1 : p.out_h * p.out_w, pixel = p.y_channels_last ? kCout : 1;
     const int64_t corner = b * kCout * p.out_h * p.out_w + co * channel + (h * p.out_w + w) * kScale * pixel;
     const auto at = [&](int i, int64_t k) { return corner + (i / kScale * p.out_w + k * kScale + i % kScale) * pixel; };
+    // Of the last block, what lies inside the output.
+    const auto count = [&](int i) {
+      return h * kScale + i / kScale < p.out_h ? min(n, ceil_div(p.out_w - i % kScale, kScale) - w) : 0;
+    };
     for (int i = 0; i < kScale * kScale; ++i) {
-      y[i] += bias;
-      for (int64_t k = 0; p.residual && k < n; ++k) y[i][k] += to_compute(static_cast<const S*>(p.residual)[at(i, k)]);
+      y[i] = y[i] * map.scale[0] + map.shift[0];
+      for (int64_t k = 0; p.residual && k < count(i); ++k)
+        y[i][k] += to_compute(static_cast<const S*>(p.residual)[at(i, k)]);
     }
     activate_all<T>(p.activation, y, kScale * kScale);
     S* const to = static_cast<S*>(p.y);
     if (kScale == 1 && pixel == 1) return store(to + at(0, 0), y[0], n);
     for (int i = 0; i < kScale * kScale; ++i)
-      for (int64_t k = 0; k < n; ++k) to[at(i, k)] = from_compute<S>(y[i][k]);
+      for (int64_t k = 0; k < count(i); ++k) to[at(i, k)] = from_compute<S>(y[i][k]);
   }
 };
 

@@ -3,7 +3,7 @@
 // In one dimension a tile reads kIn inputs, kStep apart from tile to tile and starting at kOffset, and writes kOut
 // outputs:
 //     data    = B x     kData sums of inputs
-//     weights = G w     kWeights sums of the three weights
+//     weights = G w     kWeights sums of the three weights, or four
 //     m[p]    = data[kDataOf[p]] * weights[kWeightOf[p]]     kProducts products, each summed over the input channels
 //     y       = A m
 // In two dimensions every table is applied along rows and along columns.
@@ -15,15 +15,18 @@
 
 namespace imagegen {
 
-// y = act(conv(x_act(x * x_scale + x_shift)) + bias + residual); what the convolution is, the algorithm says.
+// y = act((conv(x_act(x * x_scale + x_shift)) + bias) * scale + shift + residual); what the convolution is, the
+// algorithm says.
 struct ProductConvParams {
   const void* x;
   int64_t x_stride[4];  // (B, C, H, W), any
   const void* x_scale;  // (B, C), contiguous, in the compute type, or null; then x_shift is null too
   const void* x_shift;
   Activation x_activation;
-  const void* u;         // weights as pack_weight leaves them
-  const void* bias;      // [cout] or null
+  const void* u;      // weights as pack_weight leaves them
+  const void* bias;   // [cout] or null
+  const void* scale;  // [cout], in the compute type, or null
+  const void* shift;
   const void* residual;  // like y, or null
   void* y;               // (B, cout, out_h, out_w), contiguous or channels_last
   bool y_channels_last;
@@ -32,7 +35,7 @@ struct ProductConvParams {
   int64_t batch, cin, cout, in_h, in_w, out_h, out_w;
 };
 
-// w (cout, cin, 3, 3) of any strides -> [panel of 2 vectors of cout][weight][step of cin][2 vectors]
+// w (cout, cin, k, k) of any strides -> [panel of 2 vectors of cout][weight][step of cin][2 vectors]
 struct PackWeightParams {
   const void* w;
   int64_t w_stride[4];  // of cout, cin, kernel row, kernel column
@@ -63,6 +66,24 @@ INLINE ImageView image_view(const ProductConvParams& p) {
           p.cin,     p.in_h,
           p.in_w,    p.x_scale,
           p.x_shift, p.x_activation};
+}
+
+// What is done to L channels of the sums, y = sums * scale + shift.
+template <class T>
+struct ChannelMap {
+  Vec<T> scale = broadcast(T(1)), shift{};
+};
+
+template <class S, class T = Compute<S>>
+INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t channels) {
+  ChannelMap<T> map;
+  if (p.bias) map.shift = load(static_cast<const S*>(p.bias) + c, channels);
+  if (p.scale) {
+    map.scale = load(static_cast<const T*>(p.scale) + c, channels);
+    map.shift *= map.scale;
+  }
+  if (p.shift) map.shift += load(static_cast<const T*>(p.shift) + c, channels);
+  return map;
 }
 
 template <class Alg, class E, class S>
@@ -180,16 +201,15 @@ class ProductConv {
   // ---- combine
 
   void combine_panel(const Scratch& s, int64_t first, int64_t n, int64_t c0, int64_t channels) const {
-    Vec<T> bias[kPanelVectors] = {};
-    for (int v = 0; p.bias && v * L < channels; ++v)
-      bias[v] = load(static_cast<const S*>(p.bias) + c0 + v * L, channels - v * L);
+    ChannelMap<T> map[kPanelVectors];
+    for (int v = 0; v * L < channels; ++v) map[v] = channel_map<S>(p, c0 + v * L, channels - v * L);
     int64_t run = 0, length = 0;
     for (int64_t t = 0; t < n; ++t) {
       const TileGrid::Tile at = grid.tile(first + t);
       if (t == run + length) run = t, length = min(n - t, grid.cols - at.col);
       for (int v = 0; v * L < channels; ++v) {
         Vec<T> y[kOut * kOut];
-        combine_tile(s.products + t * kPanel + v * L, s.product_stride, bias[v], y);
+        combine_tile(s.products + t * kPanel + v * L, s.product_stride, map[v], y);
         if (p.y_channels_last)
           store_pixels(at, c0 + v * L, channels - v * L, y);
         else
@@ -201,16 +221,16 @@ class ProductConv {
     }
   }
 
-  static INLINE void combine_tile(const T* m, int64_t product_stride, Vec<T> bias, Vec<T>* y) {
+  static INLINE void combine_tile(const T* m, int64_t product_stride, const ChannelMap<T>& map, Vec<T>* y) {
     Vec<T> columns[kOut][kProducts];
-    UNROLL(6) for (int q = 0; q < kProducts; ++q) {
+    UNROLL(10) for (int q = 0; q < kProducts; ++q) {
       Vec<T> c[kProducts], sums[kOut];
-      UNROLL(6) for (int i = 0; i < kProducts; ++i) c[i] = load(m + (i * kProducts + q) * product_stride);
+      UNROLL(10) for (int i = 0; i < kProducts; ++i) c[i] = load(m + (i * kProducts + q) * product_stride);
       multiply_table<T, Alg::kA>(c, sums);
       UNROLL(4) for (int i = 0; i < kOut; ++i) columns[i][q] = sums[i];
     }
     UNROLL(4) for (int i = 0; i < kOut; ++i) multiply_table<T, Alg::kA>(columns[i], y + i * kOut);
-    UNROLL(16) for (int i = 0; i < kOut * kOut; ++i) y[i] += bias;
+    UNROLL(16) for (int i = 0; i < kOut * kOut; ++i) y[i] = y[i] * map.scale + map.shift;
   }
 
   INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, Vec<T>* y) const {
@@ -267,7 +287,7 @@ INLINE V interleave(const V (&f)[E::kPair][N][N], int i, int j) {
 template <class Alg, class E, class S>
 void pack_weight(const PackWeightParams& p) {
   using T = typename E::T;
-  constexpr int L = kLanes<T>, kWeights = Alg::kWeights;
+  constexpr int L = kLanes<T>, kWeights = Alg::kWeights, kTaps = sizeof(Alg::kG[0]) / sizeof(double);
   const int64_t steps = ceil_div(p.cin, E::kPair), panels = ceil_div(p.cout, kPanelVectors * L);
   const bool large = panels * kPanelVectors * L * steps * kWeights * kWeights * int64_t{sizeof(T)} > 16 << 20;
   parallel_for(panels * steps, 64, [&](int64_t begin, int64_t end) {
@@ -279,20 +299,20 @@ void pack_weight(const PackWeightParams& p) {
         Vec<T> f[E::kPair][kWeights][kWeights];
         for (int e = 0; e < E::kPair; ++e) {
           const int64_t ci = step * E::kPair + e;
-          T w[9][L] = {};
+          T w[kTaps * kTaps][L] = {};
           const S* source = static_cast<const S*>(p.w) + ci * p.w_stride[1];
-          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k) UNROLL(9)
-          for (int tap = 0; tap < 9; ++tap)
+          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k) UNROLL(16)
+          for (int tap = 0; tap < kTaps * kTaps; ++tap)
             w[tap][k] = to_compute(
-                source[(c0 + v * L + k) * p.w_stride[0] + tap / 3 * p.w_stride[2] + tap % 3 * p.w_stride[3]]);
-          Vec<T> columns[kWeights][3];
-          UNROLL(3) for (int j = 0; j < 3; ++j) {
-            const Vec<T> x[3] = {load(w[j]), load(w[3 + j]), load(w[6 + j])};
-            Vec<T> sums[kWeights];
+                source[(c0 + v * L + k) * p.w_stride[0] + tap / kTaps * p.w_stride[2] + tap % kTaps * p.w_stride[3]]);
+          Vec<T> columns[kWeights][kTaps];
+          UNROLL(4) for (int j = 0; j < kTaps; ++j) {
+            Vec<T> x[kTaps], sums[kWeights];
+            UNROLL(4) for (int i = 0; i < kTaps; ++i) x[i] = load(w[i * kTaps + j]);
             multiply_table<T, Alg::kG>(x, sums);
-            UNROLL(6) for (int i = 0; i < kWeights; ++i) columns[i][j] = sums[i];
+            UNROLL(10) for (int i = 0; i < kWeights; ++i) columns[i][j] = sums[i];
           }
-          UNROLL(6) for (int i = 0; i < kWeights; ++i) multiply_table<T, Alg::kG>(columns[i], f[e][i]);
+          UNROLL(10) for (int i = 0; i < kWeights; ++i) multiply_table<T, Alg::kG>(columns[i], f[e][i]);
         }
         for (int i = 0; i < kWeights; ++i)
           for (int j = 0; j < kWeights; ++j) {

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "cpu_capability.h"
@@ -18,6 +19,17 @@ namespace imagegen {
 
 inline void copy_strides(const torch::stable::Tensor& t, int64_t (&stride)[4]) {
   for (int d = 0; d < 4; ++d) stride[d] = t.stride(d);
+}
+
+inline std::optional<torch::stable::Tensor> in_compute_type(const std::optional<torch::stable::Tensor>& t,
+                                                            Dtype dtype) {
+  using torch::headeronly::ScalarType;
+  if (!t) return t;
+  return torch::stable::contiguous(torch::stable::to(*t, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float));
+}
+
+inline const void* data_of(const std::optional<torch::stable::Tensor>& t) {
+  return t ? t->const_data_ptr() : nullptr;
 }
 
 inline ProductConvParams product_conv_params(const torch::stable::Tensor& x, Dtype dtype, torch::stable::Tensor& y) {

@@ -1,8 +1,8 @@
 // The weight gradient of a convolution by products, in the transformed domain.
 //
 // Every product p of the algorithm sees input data X[p] and output gradient data D[p]; the gradient of its weight is
-// their product summed over the tiles, and G^T brings it back to 3x3. X and D lie [tile][channel], as the transforms
-// make them, and a microkernel multiplies them without packing.
+// their product summed over the tiles, and G^T brings it back to the kernel. X and D lie [tile][channel], as the
+// transforms make them, and a microkernel multiplies them without packing.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,7 @@ struct ProductConvWeightParams {
   const void* x;
   const void* grad;
   int64_t x_stride[4], grad_stride[4];  // (B, C, H, W), any
-  void* y;                              // (cout, cin, 3, 3), contiguous
+  void* y;                              // (cout, cin, k, k), contiguous
   Dtype dtype;
   int64_t batch, cin, cout, in_h, in_w, out_h, out_w;
 };
@@ -81,6 +81,7 @@ class ProductConvWeight {
   using Gradient = typename Alg::Gradient;
   static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
   static constexpr int kProducts = Alg::kProducts, kWeights = Alg::kWeights;
+  static constexpr int kTaps = sizeof(Alg::kG[0]) / sizeof(double), kKernel = kTaps * kTaps;
 
   const ProductConvWeightParams& p;
   // The broadcast side and the side of vectors: the one with more channels fills vectors better.
@@ -135,7 +136,7 @@ class ProductConvWeight {
       const int64_t row_stride = swap ? d_stride : x_stride, wide_stride = swap ? x_stride : d_stride;
       const bool last = first + block >= tiles;
       parallel_claim(panels * groups.count, [&](const auto& claim) {
-        T* const scratch = static_cast<T*>(workspace((kSums + kPanel * kRows * 9 + L) * sizeof(T)));
+        T* const scratch = static_cast<T*>(workspace((kSums + kPanel * kRows * kKernel + L) * sizeof(T)));
         for (int64_t item; (item = claim()) < panels * groups.count;) {
           const int64_t panel = item / groups.count, g = item % groups.count;
           T* const to = n_sums ? sums + item * kSums : scratch;
@@ -170,37 +171,37 @@ class ProductConvWeight {
                        : Alg::kInputOf[i] * Input::kData + Alg::kInputOf[j];
   }
 
-  // G^T sums G for a group of rows and a panel of channels, put in order in `turned` and copied to (cout, cin, 3, 3).
+  // G^T sums G for a group of rows and a panel of channels, put in order in `turned` and copied to (cout, cin, k, k).
   void combine(const T* sums, T* turned, int64_t row0, int64_t rows, int64_t wide0) const {
     const int64_t wides = min<int64_t>(kPanel, n_wide - wide0);
-    const int64_t row_step = swap ? 9 * wides : 9, wide_step = swap ? 9 : 9 * rows;
+    const int64_t row_step = swap ? kKernel * wides : kKernel, wide_step = swap ? kKernel : kKernel * rows;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t c = 0; c < wides; c += L) {
         const T* from = sums + row * kPanel + c;
-        Vec<T> columns[3][kWeights];
+        Vec<T> columns[kTaps][kWeights];
         UNROLL(6)
-        for (int j = 0; j < kWeights; ++j) UNROLL(3)
-        for (int a = 0; a < 3; ++a) {
+        for (int j = 0; j < kWeights; ++j) UNROLL(4)
+        for (int a = 0; a < kTaps; ++a) {
           columns[a][j] = Vec<T>{};
           UNROLL(6)
           for (int i = 0; i < kWeights; ++i)
             if (Alg::kG[i][a] != 0)
               columns[a][j] += T(Alg::kG[i][a]) * load(from + (i * kWeights + j) * kRows * kPanel);
         }
-        UNROLL(9)
-        for (int tap = 0; tap < 9; ++tap) {
+        UNROLL(16)
+        for (int tap = 0; tap < kKernel; ++tap) {
           Vec<T> v{};
           UNROLL(6)
           for (int j = 0; j < kWeights; ++j)
-            if (Alg::kG[j][tap % 3] != 0) v += T(Alg::kG[j][tap % 3]) * columns[tap / 3][j];
+            if (Alg::kG[j][tap % kTaps] != 0) v += T(Alg::kG[j][tap % kTaps]) * columns[tap / kTaps][j];
           for (int64_t k = 0; k < min<int64_t>(L, wides - c); ++k)
             turned[row * row_step + (c + k) * wide_step + tap] = v[k];
         }
       }
-    const int64_t runs = swap ? rows : wides, length = 9 * (swap ? wides : rows);
+    const int64_t runs = swap ? rows : wides, length = kKernel * (swap ? wides : rows);
     for (int64_t i = 0; i < runs; ++i) {
       const int64_t co = swap ? row0 + i : wide0 + i, ci = swap ? wide0 : row0;
-      S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * 9;
+      S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * kKernel;
       for (int64_t k = 0; k < length; k += L) store(y + k, load(turned + i * length + k), length - k);
     }
   }

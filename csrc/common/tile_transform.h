@@ -324,33 +324,33 @@ class TileTransform {
   template <bool kWhole, class Source>
   static INLINE void transform(const Source* const (&pixels)[kIn][kIn], int64_t c, int64_t channels, T* d,
                                int64_t plane_stride) {
-    Vec<T> f[E::kPair][kData][kData];
+    Vec<T> sums[E::kPair][kData][kIn];
     UNROLL(2) for (int e = 0; e < E::kPair; ++e) {
-      Vec<T> sums[kData][kIn];
-      UNROLL(6) for (int j = 0; j < kIn; ++j) {
-        Vec<T> v[kIn];
-        UNROLL(6) for (int i = 0; i < kIn; ++i) {
+      UNROLL(10) for (int j = 0; j < kIn; ++j) {
+        Vec<T> v[kIn], column[kData];
+        UNROLL(10) for (int i = 0; i < kIn; ++i) {
           const Source* pixel = pixels[i][j] + c + e * L;
           v[i] = kWhole ? load(pixel) : load(pixel, max<int64_t>(0, channels - e * L));
         }
-        Vec<T> column[kData];
         multiply_table<T, Tables::kB>(v, column);
-        UNROLL(6) for (int i = 0; i < kData; ++i) sums[i][j] = column[i];
+        UNROLL(10) for (int i = 0; i < kData; ++i) sums[e][i][j] = column[i];
       }
-      UNROLL(6) for (int i = 0; i < kData; ++i) multiply_table<T, Tables::kB>(sums[i], f[e][i]);
     }
-    UNROLL(6)
-    for (int i = 0; i < kData; ++i)
-      UNROLL(6) for (int j = 0; j < kData; ++j) store(d + (i * kData + j) * plane_stride, join<E>(f, i, j));
+    UNROLL(10)
+    for (int i = 0; i < kData; ++i) {
+      Vec<T> f[E::kPair][kData];
+      UNROLL(2) for (int e = 0; e < E::kPair; ++e) multiply_table<T, Tables::kB>(sums[e][i], f[e]);
+      UNROLL(10) for (int j = 0; j < kData; ++j) store(d + (i * kData + j) * plane_stride, join<E>(f, j));
+    }
   }
 
   // One vector of steps: bf16 channels 2k and 2k + 1 side by side.
   template <class D>
-  static INLINE Vec<T> join(const Vec<T> (&f)[D::kPair][kData][kData], int i, int j) {
+  static INLINE Vec<T> join(const Vec<T> (&f)[D::kPair][kData], int j) {
 #if defined(__AVX512BF16__)
-    if constexpr (D::kPair == 2) return (Vec<T>)_mm512_cvtne2ps_pbh((__m512)f[1][i][j], (__m512)f[0][i][j]);
+    if constexpr (D::kPair == 2) return (Vec<T>)_mm512_cvtne2ps_pbh((__m512)f[1][j], (__m512)f[0][j]);
 #endif
-    return f[0][i][j];
+    return f[0][j];
   }
 };
 

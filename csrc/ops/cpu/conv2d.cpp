@@ -49,15 +49,6 @@ std::optional<Tensor> like(const std::optional<Tensor>& t, const Tensor& y) {
   return torch::stable::contiguous(*t, is_channels_last(y) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-std::optional<Tensor> in_compute_type(const std::optional<Tensor>& t, Dtype dtype) {
-  if (!t) return t;
-  return torch::stable::contiguous(torch::stable::to(*t, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float));
-}
-
-const void* data_of(const std::optional<Tensor>& t) {
-  return t ? t->const_data_ptr() : nullptr;
-}
-
 Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
                   const std::optional<Tensor>& residual_in, const std::optional<Tensor>& scale_in,
                   const std::optional<Tensor>& shift_in, const std::string& input_activation,
