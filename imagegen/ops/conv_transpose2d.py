@@ -2,10 +2,12 @@
 
 import torch
 
+from .. import _library
 from . import _backend, eager
 from ._activation import check_activation
 from ._check import check_dtype, check_same_device, check_same_dtype, check_shape
-from .eager.conv_transpose2d import output_shape
+from ._layout import memory_format
+from .eager.conv_transpose2d import finish, output_shape
 
 
 def conv_transpose2d(
@@ -28,14 +30,18 @@ def conv_transpose2d(
     scale and shift are what a batch normalisation does in evaluation: scale = gamma / sqrt(var + eps) and
     shift = beta - mean * scale.
 
+    On CPU a 4x4 or 3x3 kernel with stride 2 and padding 1 has kernels of its own: 36 multiplications per 2x2 input
+    pixels and pair of channels where the plain way takes 64, or 25 where it takes 36. Any other geometry is torch's
+    convolution followed by scale, shift and activation.
+
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
-        weight: (C, Cout, kH, kW) in x's dtype.
+        weight: (C, Cout, kH, kW) in x's dtype. Its transform is cached until its content changes.
         bias: (Cout,) in x's dtype, or None.
         stride, padding, output_padding: integers, or pairs of them for height and width, as torch has them.
         scale, shift: (Cout,) in x's dtype or float32, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
-        backend: "eager" or None, which takes the first one ready on x's device.
+        backend: "eager", "cpu" or None, which takes the first one ready on x's device.
 
     Returns: (B, Cout, (H - 1) * stride - 2 * padding + kH + output_padding, ...) in x's dtype and memory format.
     Gradients: of any order, in x, weight, bias, scale and shift.
@@ -43,6 +49,7 @@ def conv_transpose2d(
     Raises: ValueError or TypeError that names the argument.
     Equivalent to: act(F.conv_transpose2d(x, weight, bias, stride, padding, output_padding) * scale[:, None, None]
         + shift[:, None, None])
+    Source: Winograd, "Arithmetic Complexity of Computations", 1980: F(2,2) for each parity of output row and column.
     """
     geometry = [
         _pair(name, value, least)
@@ -104,4 +111,119 @@ def _check(x, weight, bias, geometry, scale, shift, activation):
     check_activation(op, "activation", activation)
 
 
-_IMPLEMENTATIONS = {"eager": eager.conv_transpose2d}
+def _native(x, weight, bias, stride, padding, output_padding, scale, shift, activation):
+    if stride != [2, 2] or padding != [1, 1] or weight.shape[2:] not in ((4, 4), (3, 3)):
+        return eager.conv_transpose2d(x, weight, bias, stride, padding, output_padding, scale, shift, activation)
+    op = torch.ops.imagegen.conv_transpose2d.default
+    tensors = (x, weight, bias, scale, shift)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        # What is fused leaves nothing to differentiate it by: apart, it costs passes over y in training, and saves the
+        # whole convolution that its gradient would otherwise have to repeat.
+        return finish(op(x, weight, bias, output_padding, None, None, "linear"), scale, shift, activation)
+    return op(x, weight, bias, output_padding, scale, shift, activation)
+
+
+_IMPLEMENTATIONS = {"eager": eager.conv_transpose2d, "cpu": _native}
+
+
+# The convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
+# <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
+
+
+def _fake(x, weight, bias, output_padding, scale, shift, activation):
+    y = x.new_empty(output_shape(x, weight, (2, 2), (1, 1), output_padding))
+    return y.to(memory_format=memory_format(x))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, ctx.output_padding, scale, shift, ctx.activation = inputs
+    ctx.save_for_backward(x, weight, bias, scale, shift)
+
+
+def _backward(ctx, grad):
+    x, weight, bias, scale, shift = ctx.saved_tensors
+    ops, extra = torch.ops.imagegen, ctx.output_padding
+    need_x, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
+    grad_scale = grad_shift = None
+    if scale is not None or shift is not None or ctx.activation != "linear":
+        y = ops.conv_transpose2d(x, weight, bias, extra, None, None, "linear")
+        grad, grad_scale, grad_shift = _finish_grad(grad, y, scale, shift, ctx.activation, need_scale, need_shift)
+    return (
+        ops.conv_transpose2d_backward_input(grad, weight, extra) if need_x else None,
+        ops.conv_transpose2d_backward_weight(grad, x, weight.size(2), extra) if need_weight else None,
+        grad.sum((0, 2, 3)) if need_bias else None,
+        None,
+        grad_scale,
+        grad_shift,
+        None,
+    )
+
+
+def _finish_grad(grad, y, scale, shift, activation, need_scale, need_shift):
+    """The gradients of y, scale and shift in finish(); None for a scale or shift that needs none."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        # Views, so that one tensor passed as both gets the gradient of each.
+        scale, shift = (t if t is None else t.view_as(t) for t in (scale, shift))
+        wanted = [y, *([scale] if need_scale else []), *([shift] if need_shift else [])]
+        z = finish(y, scale, shift, activation)
+        found = iter(torch.autograd.grad(z, wanted, grad, create_graph=create_graph))
+    return next(found), next(found) if need_scale else None, next(found) if need_shift else None
+
+
+def _fake_backward_input(grad, weight, output_padding):
+    h, w = ((n - k + 4 - e) // 2 for n, k, e in zip(grad.shape[2:], weight.shape[2:], output_padding, strict=True))
+    return grad.new_empty(grad.size(0), weight.size(0), h, w).to(memory_format=memory_format(grad))
+
+
+def _setup_context_backward_input(ctx, inputs, output):
+    grad, weight, ctx.output_padding = inputs
+    ctx.save_for_backward(grad, weight)
+
+
+def _backward_of_backward_input(ctx, grad_x):
+    grad, weight = ctx.saved_tensors
+    ops, extra = torch.ops.imagegen, ctx.output_padding
+    need_grad, need_weight, _ = ctx.needs_input_grad
+    return (
+        ops.conv_transpose2d(grad_x, weight, None, extra, None, None, "linear") if need_grad else None,
+        ops.conv_transpose2d_backward_weight(grad, grad_x, weight.size(2), extra) if need_weight else None,
+        None,
+    )
+
+
+def _fake_backward_weight(grad, x, kernel, output_padding):
+    return x.new_empty(x.size(1), grad.size(1), kernel, kernel)
+
+
+def _setup_context_backward_weight(ctx, inputs, output):
+    grad, x, _, ctx.output_padding = inputs
+    ctx.save_for_backward(grad, x)
+
+
+def _backward_of_backward_weight(ctx, grad_weight):
+    grad, x = ctx.saved_tensors
+    ops, extra = torch.ops.imagegen, ctx.output_padding
+    need_grad, need_x, _, _ = ctx.needs_input_grad
+    return (
+        ops.conv_transpose2d(x, grad_weight, None, extra, None, None, "linear") if need_grad else None,
+        ops.conv_transpose2d_backward_input(grad, grad_weight, extra) if need_x else None,
+        None,
+        None,
+    )
+
+
+_library.register("conv_transpose2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2))
+_library.register(
+    "conv_transpose2d_backward_input",
+    fake=_fake_backward_input,
+    setup_context=_setup_context_backward_input,
+    backward=_backward_of_backward_input,
+)
+_library.register(
+    "conv_transpose2d_backward_weight",
+    fake=_fake_backward_weight,
+    setup_context=_setup_context_backward_weight,
+    backward=_backward_of_backward_weight,
+)

@@ -6,8 +6,6 @@ import torch
 
 from imagegen import nn
 
-pytestmark = pytest.mark.filterwarnings("ignore:conv_transpose2d runs in eager PyTorch")
-
 
 def convolution(bias=True, **options):
     options = {"kernel_size": 4, "stride": 2, "padding": 1} | options

@@ -6,9 +6,13 @@ from .._layout import memory_format
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, scale, shift, activation):
     y = _convolve(x, weight, bias, stride, padding, output_padding)
+    return finish(y, scale, shift, activation).contiguous(memory_format=memory_format(x))
+
+
+def finish(y, scale, shift, activation):
     z = y if scale is None else y * scale.reshape(-1, 1, 1)
     z = z if shift is None else z + shift.reshape(-1, 1, 1)
-    return ACTIVATIONS[activation](z).to(y.dtype).contiguous(memory_format=memory_format(x))
+    return ACTIVATIONS[activation](z).to(y.dtype)
 
 
 def _convolve(x, weight, bias, stride, padding, output_padding):

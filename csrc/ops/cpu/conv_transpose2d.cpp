@@ -1,0 +1,93 @@
+#include "ops/conv_transpose2d.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/cpu_capability.h"
+#include "common/few_channels.h"
+#include "common/product_conv_host.h"
+#include "common/product_conv_weight.h"
+#include "ops/conv_transpose2d_algorithm.h"
+
+namespace imagegen {
+
+IMAGEGEN_DECLARE_KERNEL(ConvTranspose2dAlgorithm conv_transpose2d_algorithm_kernel(int64_t kernel,
+                                                                                   const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+                                                     const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+                                                             const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_few_kernel(int64_t kernel, const ProductConvParams&,
+                                                         const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_input_kernel(int64_t kernel, const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_weight_kernel(int64_t kernel, const ProductConvWeightParams&))
+
+namespace {
+
+Tensor conv_transpose2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
+                            std::vector<int64_t> output_padding, const std::optional<Tensor>& scale_in,
+                            const std::optional<Tensor>& shift_in, const std::string& activation) {
+  const ConvTranspose2dSize size = check_conv_transpose2d(x, weight, bias_in, output_padding, scale_in, shift_in);
+  const Activation act = check_activation("conv_transpose2d", "activation", activation);
+  const Dtype dtype = check_dtype("conv_transpose2d", "x", x);
+  Tensor y =
+      new_empty_4d(x, {x.size(0), weight.size(1), size.out_h(x.size(2)), size.out_w(x.size(3))}, is_channels_last(x));
+  if (y.numel() == 0) return y;
+  ProductConvParams p = product_conv_params(x, dtype, y);
+  const auto bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
+  const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
+  p.bias = data_of(bias), p.scale = data_of(scale), p.shift = data_of(shift);
+  p.activation = act;
+  const auto algorithm = IMAGEGEN_PICK_KERNEL(conv_transpose2d_algorithm_kernel, dtype)(size.kernel, p);
+  // The op's weight is (C, Cout, k, k), the engine's (cout, cin, k, k).
+  if (algorithm == ConvTranspose2dAlgorithm::direct) {
+    IMAGEGEN_PICK_KERNEL(conv_transpose2d_few_kernel, dtype)
+    (size.kernel, p, transposed(pack_weight_params(weight, dtype)));
+    return y;
+  }
+  const char* name = algorithm == ConvTranspose2dAlgorithm::f4 ? "conv_transpose2d F(4,2)" : "conv_transpose2d F(2,2)";
+  const auto u = packed_weight(name, weight, dtype, transposed, [&](const PackWeightParams& w) {
+    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_pack_kernel, dtype)(size.kernel, algorithm, w);
+  });
+  p.u = u->data;
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_kernel, dtype)(size.kernel, algorithm, p);
+  return y;
+}
+
+Tensor conv_transpose2d_backward_input_cpu(const Tensor& grad, const Tensor& weight,
+                                           std::vector<int64_t> output_padding) {
+  const std::vector<int64_t> shape = check_conv_transpose2d_backward_input(grad, weight, output_padding);
+  const Dtype dtype = check_dtype("conv_transpose2d_backward_input", "grad", grad);
+  Tensor y = new_empty_4d(grad, shape, is_channels_last(grad));
+  if (y.numel() == 0) return y;
+  ProductConvParams p = product_conv_params(grad, dtype, y);
+  const auto u =
+      packed_weight("conv_transpose2d_backward_input", weight, dtype, as_it_is, [&](const PackWeightParams& w) {
+        return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype)(weight.size(2), w);
+      });
+  p.u = u->data;
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_kernel, dtype)(weight.size(2), p);
+  return y;
+}
+
+Tensor conv_transpose2d_backward_weight_cpu(const Tensor& grad, const Tensor& x, int64_t kernel,
+                                            std::vector<int64_t> output_padding) {
+  check_conv_transpose2d_backward_weight(grad, x, kernel, output_padding);
+  Tensor y = new_empty_4d(x, {x.size(1), grad.size(1), kernel, kernel}, false);
+  if (y.numel() == 0) return y;
+  // The weight's gradient in a strided convolution from y to x.
+  const ProductConvWeightParams p =
+      product_conv_weight_params(grad, x, check_dtype("conv_transpose2d_backward_weight", "x", x), y);
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_weight_kernel, p.dtype)(kernel, p);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
+  m.impl("conv_transpose2d", TORCH_BOX(&conv_transpose2d_cpu));
+  m.impl("conv_transpose2d_backward_input", TORCH_BOX(&conv_transpose2d_backward_input_cpu));
+  m.impl("conv_transpose2d_backward_weight", TORCH_BOX(&conv_transpose2d_backward_weight_cpu));
+}
+
+}  // namespace imagegen
