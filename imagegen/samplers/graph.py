@@ -19,19 +19,20 @@ class GraphLoop:
         self.model_input = scaled_input(x, sampler.input_scale, sampler, settings["model_input_dtype"])
 
     def advance(self):
-        t = self.table[self.counter, 0]
+        t = self.table[:, 0].index_select(0, self.counter.reshape(1))[0]  # table[counter] would wait for the device
         outputs = evaluate(self.model, self.model_input, t, self.sampler)
         model_input = ops.sampler_step_(self.state, row=self.table, step=self.counter, **outputs, **self.settings)
         self.model_input.copy_(model_input)
         self.counter += 1
 
     def run(self, rows, callback=None):
-        graph = self._captured()
-        for i in rows:
-            graph.replay()
-            if callback is not None:
-                callback(i, self.state[0])
-        return self.state[0].clone()
+        with torch.cuda.device(self.state.device):
+            graph = self._captured()
+            for i in rows:
+                graph.replay()
+                if callback is not None:
+                    callback(i, self.state[0])
+            return self.state[0].clone()
 
     def _captured(self):
         """The graph of `advance`. Warming up on a side stream moves the state, which is put back before the capture."""

@@ -32,6 +32,16 @@ def best_model(schedule, prediction, t):
     return {"epsilon": epsilon, "sample": x0, "flow": epsilon - x0, "v": alpha * epsilon - sigma * x0}[prediction]
 
 
+def model(schedule, prediction):
+    """model(x, t), the best one."""
+
+    def best(x, t):
+        gain, offset = best_model(schedule, prediction, float(t[0]))
+        return gain * x + offset
+
+    return best
+
+
 def moments(sampler, schedule, prediction, mean, std):
     """(mean, standard deviation) of x after the last row, from those before the first: x and the slots are Gaussian."""
     slots = sampler.slots

@@ -1,47 +1,21 @@
 """The samplers against closed forms on a Gaussian, where the best denoiser is linear and known."""
 
+import gaussian
 import numpy as np
 import pytest
 import torch
+from gaussian import MEAN, STD
 
 from imagegen import samplers
 from imagegen.samplers import Schedule
 
-MEAN, STD = 0.3, 0.5
 SCHEDULE = Schedule.cosine(steps=1000)
-
-
-def best_model(prediction, schedule=SCHEDULE):
-    """E[prediction | x_t] for data drawn from N(MEAN, STD^2)."""
-
-    def model(x, t):
-        i = int(t[0])
-        alpha, sigma = schedule.alpha[i], schedule.sigma[i]
-        marginal = alpha**2 * STD**2 + sigma**2
-        x0 = MEAN + alpha * STD**2 / marginal * (x - alpha * MEAN)
-        epsilon = sigma / marginal * (x - alpha * MEAN)
-        return {"epsilon": epsilon, "v": alpha * epsilon - sigma * x0, "sample": x0}[prediction]
-
-    return model
 
 
 def draw(name, steps, n=8, noise=None, prediction="epsilon", seed=0, **options):
     sampler = samplers.create(name, SCHEDULE, steps=steps, prediction=prediction, **options)
     noise = torch.zeros(n, 1, 2, 2, dtype=torch.float64) if noise is None else noise
-    return samplers.sample(best_model(prediction), sampler, tuple(noise.shape), noise=noise, seed=seed)
-
-
-def closed_form_moments(sampler):
-    """Mean and variance after the table's last row, from N(0, 1): every row is affine in x here."""
-    mean, variance = 0.0, 1.0
-    for row in sampler.table:
-        t, _, a_x, a_m, c_x, c_0, c_m, c_n = row[:8]
-        alpha, sigma = SCHEDULE.alpha[int(t)], SCHEDULE.sigma[int(t)]
-        gain = sigma / (alpha**2 * STD**2 + sigma**2)  # of epsilon in x
-        slope = c_x + c_0 * a_x + (c_0 * a_m + c_m) * gain
-        mean = slope * mean - (c_0 * a_m + c_m) * gain * alpha * MEAN
-        variance = slope**2 * variance + c_n**2
-    return mean, variance
+    return samplers.sample(gaussian.model(SCHEDULE, prediction), sampler, tuple(noise.shape), noise=noise, seed=seed)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
@@ -63,16 +37,15 @@ def test_the_predictions_are_three_ways_to_say_the_same():
 
 @pytest.mark.parametrize(("name", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0}), ("ddim", {"eta": 0.5})])
 def test_stochastic_samplers_reach_the_data(name, options):
-    mean, variance = closed_form_moments(samplers.create(name, SCHEDULE, steps=1000, **options))
-    np.testing.assert_allclose([mean, variance**0.5], [MEAN, STD], atol=0.01)
+    sampler = samplers.create(name, SCHEDULE, steps=1000, **options)
+    np.testing.assert_allclose(gaussian.moments(sampler, SCHEDULE, "epsilon", 0, 1), [MEAN, STD], atol=0.01)
 
 
 def test_a_run_has_the_moments_of_its_table():
     sampler = samplers.create("ddpm", SCHEDULE, steps=20)
     noise = torch.randn(64, 1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = samplers.sample(best_model("epsilon"), sampler, tuple(noise.shape), noise=noise, seed=1)
-    mean, variance = closed_form_moments(sampler)
-    np.testing.assert_allclose([x.mean(), x.std()], [mean, variance**0.5], atol=0.01)
+    x = samplers.sample(gaussian.model(SCHEDULE, "epsilon"), sampler, tuple(noise.shape), noise=noise, seed=1)
+    np.testing.assert_allclose([x.mean(), x.std()], gaussian.moments(sampler, SCHEDULE, "epsilon", 0, 1), atol=0.01)
 
 
 @pytest.mark.parametrize("clip", [None, 0.4])
@@ -91,7 +64,7 @@ def test_ddim_without_noise_does_not_depend_on_the_seed():
 
 def test_one_step_gives_the_models_own_x0():
     noise = torch.randn(3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = best_model("sample")(noise, torch.tensor([999]))
+    expected = gaussian.model(SCHEDULE, "sample")(noise, torch.tensor([999]))
     torch.testing.assert_close(draw("ddim", 1, noise=noise, prediction="v"), expected)
 
 
@@ -100,7 +73,7 @@ def test_zero_snr_samples_with_v_and_is_refused_with_epsilon():
     with pytest.raises(ValueError, match=r"'epsilon' says nothing .* zero SNR"):
         samplers.create("ddim", schedule, steps=5)
     sampler = samplers.create("ddim", schedule, steps=5, prediction="v")
-    x = samplers.sample(best_model("v", schedule), sampler, (2, 1, 2, 2))
+    x = samplers.sample(gaussian.model(schedule, "v"), sampler, (2, 1, 2, 2))
     assert x.isfinite().all()
 
 
