@@ -183,6 +183,10 @@ def discrete_path(grid):
     schedule = grid.schedule
     if isinstance(schedule, AngularSchedule):
         grid.refuse_times()
+        if grid.final != "zero":
+            raise ValueError(
+                f"create: final must be 'zero' on {schedule}, which has no least noise, got {grid.final!r}"
+            )
         t, alpha, sigma = schedule.visited(np.linspace(1, 0, grid.steps + 1))
         return grid.path([Point(*p) for p in zip(t, alpha, sigma, strict=True)])
     end = Point(-1.0, 1.0, 0.0) if grid.final == "zero" else Point(-1.0, schedule.alpha[0], schedule.sigma[0])

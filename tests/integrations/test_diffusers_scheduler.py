@@ -231,6 +231,8 @@ def test_bad_arguments_are_named():
         scheduler(diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver", final_sigmas_type="sigma_min"))
     with pytest.raises(ValueError, match=r"config.variance_type must be fixed_small or .* got 'learned'"):
         scheduler(diffusers.DDPMScheduler(variance_type="learned"))
+    with pytest.raises(ValueError, match=r"config.variance_type must be None, got 'learned'"):
+        scheduler(diffusers.DPMSolverMultistepScheduler(variance_type="learned"))
     ours, x = scheduler(diffusers.DDIMScheduler()), torch.zeros(SHAPE)
     with pytest.raises(ValueError, match="set_timesteps must be called first"):
         ours.step(x, 999, x)

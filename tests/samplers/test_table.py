@@ -102,6 +102,7 @@ def test_times_fall_and_stay_within_the_schedule(spacing, steps):
         ({"spacing": "leading", "offset": -1}, "offset must not be negative, got -1"),
         ({"name": "edm_euler", "schedule": Schedule.edm(), "spacing": "linspace"}, "which has no times to choose from"),
         ({"schedule": Schedule.angular(), "spacing": [9, 5], "steps": None}, "which has no times to choose from"),
+        ({"schedule": Schedule.angular(), "final": "sigma_min"}, "final must be 'zero' on AngularSchedule"),
         ({"name": "flow_euler", "schedule": Schedule.flow(), "sigmas": [2, 1], "steps": None}, "at most 1, got 2"),
         ({"name": "lcm", "spacing": "leading"}, "spacing must be 'trailing' or a list for this sampler, got 'leading'"),
         ({"name": "lcm", "steps": 51}, "steps must be from 1 to the teacher's 50, got 51"),

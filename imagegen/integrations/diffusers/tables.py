@@ -49,7 +49,7 @@ class Kind:
 
     def check(self, config):
         for name, allowed in self.only:
-            if config.get(name) not in (None, *allowed):
+            if config.get(name) not in allowed:
                 raise ValueError(
                     f"scheduler: config.{name} must be {' or '.join(map(str, allowed))}, got {config.get(name)!r}"
                 )
@@ -237,7 +237,7 @@ TABLES = {
     "LMSDiscreteScheduler": Kind(
         _exploding, lambda config, options: partial(lms, order=options.get("order", 4)), scaled=True
     ),
-    "DPMSolverMultistepScheduler": Kind(_preserving, _multistep, only=(_PLUS_PLUS,)),
+    "DPMSolverMultistepScheduler": Kind(_preserving, _multistep, only=(_PLUS_PLUS, ("variance_type", (None,)))),
     "DEISMultistepScheduler": Kind(
         _preserving,
         lambda config, options: partial(deis, order=config.solver_order, lower_order_final=config.lower_order_final),
@@ -251,7 +251,7 @@ TABLES = {
             lower_order_final=config.lower_order_final,
             uncorrected=tuple(config.disable_corrector),
         ),
-        only=(("predict_x0", (True,)), ("solver_p", ())),
+        only=(("predict_x0", (True,)), ("solver_p", (None,))),
     ),
     "SASolverScheduler": Kind(
         _preserving,
