@@ -16,10 +16,12 @@ ARCHITECTURES = (80, 90, 100)
 
 
 def compile_kernel(module, kernel, variants):
-    """The resources of every variant on every architecture: registers, stack and local (spilled) bytes, PTX loads.
+    """The resources of every variant on every architecture: registers, stack and local bytes, spilling and matrix
+    instructions, shared and tensor memory, PTX loads.
 
     A variant is {"signature": {argument: type}, "constants": {argument: value}, "divisible": [argument, ...]}: the last
-    are multiples of 16, as torch's allocations are.
+    are multiples of 16, as torch's allocations are. "argument.3" is a constant within a tuple. "options" (num_warps,
+    num_stages) and "architectures" may be there, too.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "1"}
     job = json.dumps([module, kernel, variants])
@@ -28,7 +30,7 @@ def compile_kernel(module, kernel, variants):
     return json.loads(done.stdout)
 
 
-def _compile(kernel, architecture, signature, constants, divisible):
+def _compile(kernel, architecture, signature, constants, divisible, options=None):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -36,25 +38,40 @@ def _compile(kernel, architecture, signature, constants, divisible):
     signature = {k: tuple(v) if isinstance(v, list) else v for k, v in signature.items()}
     signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    constants = {_path(kernel, name): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
     dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.check_output([dump, "--dump-resource-usage", file.name], text=True)
+        text = subprocess.check_output([dump, "--dump-resource-usage", "--dump-sass", file.name], text=True)
+    instructions = re.findall(r"/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text)
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups()
     return {
         "architecture": architecture,
         "registers": int(registers),
         "stack": int(stack),
         "local": int(local),
+        "spills": sum(instructions.count(name) for name in ("LDL", "STL")),
+        "matrix": sum(instructions.count(name) for name in ("HMMA", "HGMMA", "UTCHMMA")),
+        "shared": compiled.metadata.shared,
+        "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "loads": re.findall(r"ld\.global\.(\S+)", compiled.asm["ptx"]),
     }
+
+
+def _path(kernel, name):
+    argument, _, element = name.partition(".")
+    return (kernel.arg_names.index(argument), *([int(element)] if element else []))
 
 
 if __name__ == "__main__":
     module, name, variants = json.load(sys.stdin)
     kernel = getattr(importlib.import_module(module), name)
-    print(json.dumps([[_compile(kernel, a, **variant) for a in ARCHITECTURES] for variant in variants]))
+    print(
+        json.dumps(
+            [[_compile(kernel, a, **v) for a in v.pop("architectures", ARCHITECTURES)] for v in variants],
+        )
+    )

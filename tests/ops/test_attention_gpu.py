@@ -7,6 +7,7 @@ import pytest
 import torch
 from cuda_sim import simulator
 from helpers import DTYPES, check, relative_error
+from triton_ahead_of_time import compile_kernel
 
 from imagegen.ops import eager
 
@@ -104,7 +105,7 @@ def test_queries_without_a_key_in_the_simulator(dtype):
 
 def test_least_float_as_a_mask_is_a_mean():
     """What others write for a hidden key: where all keys have it, their mean, as in eager PyTorch."""
-    for dtype in DTYPES:
+    for dtype in (torch.float32, torch.bfloat16):
         q, k, v = make(1, 1, 1, 3, 40, 8, dtype)
         mask = torch.full((40,), torch.finfo(dtype).min, dtype=dtype)
         y = Simulated.apply(q, k, v, mask, False, 3.0)
@@ -152,3 +153,102 @@ def test_sanitizers_find_nothing(sanitizer, dtype):
         printed, said = simulator.run_program(program, dtype, head_dim, order="random")
         assert printed == "ran\n"
         assert simulator.found_nothing(said), said
+
+
+# What a block may have of shared memory where Triton compiles for sm_80: what sm_86, sm_89 and sm_120 give.
+SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+
+
+def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None, causal=True):
+    """How the host side launches this kernel; mask: None, "keys" (boolean, one for all queries) or "scores"."""
+    from imagegen.ops.triton import attention_kernel as host
+
+    size, capability, strides = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype], architecture // 10, ["i32"] * 3
+    element = f"*{dtype}"
+    signature = dict.fromkeys("qkv", element) | {f"{name}_strides": strides for name in "qkv"}
+    signature |= {"mask_strides": ["i32"] * 4, "scale": "fp32"} | dict.fromkeys(("Lq", "Lk", "H", "group"), "i32")
+    signature |= {"lse": "*fp32"}
+    constants = {"BY_KEY": mask != "scores", "CAUSAL": causal, "VECTOR": 16 // size, "FAR": False}
+    constants["PRECISION"] = "tf32x3" if dtype == "fp32" else "ieee"
+    if mask is None:
+        constants["mask"] = None
+    else:
+        signature |= {"mask": "*u8" if mask == "keys" else element, "mask_strides": ["i32"] * 3 + ["constexpr"]}
+        constants["mask_strides.3"] = 1
+    widest = host.WIDEST
+    if kernel == "attention_kernel":
+        whole = Lk <= host.WHOLE_KEYS and D <= host.WIDEST
+        tile = host.forward_tile(D, size, mask == "scores", capability)
+        BN, N1 = host.pieces(Lk) if whole else (tile.columns, 0)
+        signature |= {"out": element, "out_strides": strides}
+        constants |= {"BM": tile.rows, "BN": BN, "N1": N1, "WHOLE": whole}
+    else:
+        signature |= {"grad": element, "grad_strides": strides, "delta": "*fp32"}
+        if kernel == "attention_query_gradient_kernel":
+            tile = host.query_gradient_tile(D, size, capability)
+            signature |= {"delta_of_p": "*fp32", "dq": element, "dq_strides": strides}
+        elif kernel == "attention_key_gradient_kernel":
+            widest = host.WIDEST_OF_KEYS
+            tile = host.key_gradient_tile(D, size, capability)
+            signature |= {"dk": element, "dk_strides": strides, "dv": element, "dv_strides": strides}
+        else:
+            tile = host.mask_gradient_tile(D, size, capability)
+            signature |= {"dmask": element, "dmask_strides": ["i32"] * 4, "sizes": ["i32"] * 4, "B": "i32"}
+            constants |= {"SUM_QUERIES": False, "SUM_KEYS": False}
+        constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
+    constants |= host._shape(D, size, widest)
+    return {
+        "signature": signature,
+        "constants": constants,
+        "divisible": [name for name, type in signature.items() if str(type).startswith("*") and name != "mask"],
+        "options": {"num_warps": tile.warps, "num_stages": tile.stages},
+        "architectures": [architecture],
+    }
+
+
+def check_ahead_of_time(kernel, cases):
+    """cases: (architecture, D, options) each; none may spill, every one multiplies on tensor cores."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    variants = [triton_variant(kernel, architecture, D, **options) for architecture, D, options in cases]
+    builds = compile_kernel("imagegen.ops.triton.attention_kernel", kernel, variants)
+    for (architecture, D, options), (build,) in zip(cases, builds, strict=True):
+        told = {name: build[name] for name in ("registers", "stack", "spills", "shared", "tensor_memory", "matrix")}
+        print(kernel, f"sm_{architecture} D={D}", options, told)
+        build["case"] = f"sm_{architecture} D={D} {options} {told}"
+        build["limit"] = SHARED[architecture]
+    builds = [build for (build,) in builds]
+    assert [b["case"] for b in builds if b["spills"] or b["stack"] or b["local"]] == [], "spills"
+    assert [b["case"] for b in builds if not b["matrix"]] == [], "no matrix instructions"
+    assert [b["case"] for b in builds if b["shared"] > b["limit"] or b["tensor_memory"] > 512] == [], "too large"
+
+
+GRADIENTS = [f"attention_{of}_gradient_kernel" for of in ("query", "key", "mask")]
+
+
+def test_triton_forward_compiles_ahead_of_time():
+    short = {"Lk": 77, "causal": False}
+    check_ahead_of_time("attention_kernel", [(80, 72, {}), (90, 40, {"mask": "keys"}), (100, 128, {}), (90, 80, short)])
+
+
+@pytest.mark.parametrize("kernel", GRADIENTS)
+def test_triton_gradients_compile_ahead_of_time(kernel):
+    check_ahead_of_time(kernel, [(80, 64, {})])
+
+
+HEAD_DIMS = (40, 64, 72, 80, 128, 160, 256, 512)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@pytest.mark.parametrize("architecture", SHARED)
+def test_every_triton_tile_of_the_forward(architecture, D):
+    options = [{}, {"mask": "keys"}, {"mask": "scores"}, {"Lk": 77, "mask": "keys", "causal": False}]
+    check_ahead_of_time("attention_kernel", [(architecture, D, o) for o in options])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("D", HEAD_DIMS)
+@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("kernel", GRADIENTS)
+def test_every_triton_tile_of_the_gradients(kernel, architecture, D):
+    check_ahead_of_time(kernel, [(architecture, D, {"mask": "keys"})])
