@@ -159,15 +159,12 @@ def _backward(kernel):
     def backward(ctx, grad, _grad_lse):
         q, k, v, mask, out, lse = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        create_graph = torch.is_grad_enabled()
-        if create_graph or (kernel == "attention_backward" and _library.why_missing(kernel, q.device.type)):
-            # create_graph=True: what comes out will be differentiated in its turn.
+        if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
             # Views, so that one tensor passed in two places gets the gradient of each.
-            with torch.enable_grad():
-                tensors = [t if t is None else t.view_as(t) for t in (q, k, v, mask)]
-                y = eager.attention(*tensors, ctx.causal, ctx.scale)
+            tensors = [t if t is None else t.view_as(t) for t in (q, k, v, mask)]
+            y = eager.attention(*tensors, ctx.causal, ctx.scale)
             wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
+            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             gradients = [next(gradients) if need else None for need in needs]
         else:
             gradients = _library.op(kernel)(grad, q, k, v, mask, out, lse, ctx.causal, ctx.scale, needs[3])

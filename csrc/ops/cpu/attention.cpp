@@ -4,12 +4,15 @@
 
 #include <tuple>
 
+#include "attention_backward.h"
 #include "common/cpu_capability.h"
 #include "common/memory.h"
 
 namespace imagegen {
 
 IMAGEGEN_DECLARE_KERNEL(void attention_kernel(const AttentionParams&))
+// dq_parts: memory for the sums of dq of each of attention_backward_parts, where there are several.
+IMAGEGEN_DECLARE_KERNEL(void attention_backward_kernel(const AttentionParams&, void* dq_parts))
 
 namespace {
 
@@ -31,10 +34,40 @@ std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q_in, const Tensor& k_in,
   return {out, lse};
 }
 
+// The gradients in order: dq, dk, dv, dmask.
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& grad_in, const Tensor& q_in,
+                                                                  const Tensor& k_in, const Tensor& v_in,
+                                                                  const std::optional<Tensor>& mask,
+                                                                  const Tensor& out_in, const Tensor& lse, bool causal,
+                                                                  double scale, bool mask_needs_grad) {
+  check_attention(q_in, k_in, v_in, mask, scale);
+  check_attention_backward(grad_in, q_in, mask, out_in, lse, mask_needs_grad);
+  const Tensor q = with_unit_rows(q_in), k = with_unit_rows(k_in), v = with_unit_rows(v_in);
+  const Tensor grad = with_unit_rows(grad_in), out = with_unit_rows(out_in);
+  Tensor dq = output_like(q_in), dk = output_like(k_in), dv = output_like(v_in);
+  Tensor dmask =
+      torch::stable::empty(mask_needs_grad ? shape_of(*mask) : std::vector<int64_t>{0},
+                           mask_needs_grad ? mask->scalar_type() : q.scalar_type(), std::nullopt, q.device());
+  if (q.numel() == 0 || k.numel() == 0) {  // nothing attends, or nothing is attended to
+    for (Tensor* t : {&dq, &dk, &dv, &dmask}) torch::stable::zero_(*t);
+    return {dq, dk, dv, dmask};
+  }
+  AttentionParams params = attention_params(q, k, v, mask, out, lse, causal, scale);
+  params.grad = attention_input(grad);
+  params.dq = attention_output(dq), params.dk = attention_output(dk), params.dv = attention_output(dv);
+  params.dmask = mask_needs_grad ? dmask.mutable_data_ptr() : nullptr;
+  const int64_t parts = attention_backward_parts(params);
+  const Tensor dq_parts = torch::stable::empty(std::vector<int64_t>{parts > 1 ? parts * q.numel() : 0},
+                                               attention_lse_dtype(q), std::nullopt, q.device());
+  IMAGEGEN_PICK_KERNEL(attention_backward_kernel, params.dtype)(params, dq_parts.mutable_data_ptr());
+  return {dq, dk, dv, dmask};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention_cpu));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward_cpu));
 }
 
 }  // namespace imagegen

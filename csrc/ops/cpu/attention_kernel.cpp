@@ -11,7 +11,7 @@ class AttentionForward {
   using E = typename DotOf<S>::type;
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kPanel = 2 * L;
-  static constexpr int64_t kKeys = 8 * kRows;
+  static constexpr int64_t kKeys = 16 * kRows;
   static constexpr int64_t kQueries = 512, kQueryElements = 65536;  // of a block, while the threads have enough to do
 
   const AttentionParams& p;

@@ -87,7 +87,8 @@ void pack_rows(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, type
 // One step of a sum over rows: R elements from d of a row, or of two rows side by side. Whole vectors go out: what is
 // past R the next step overwrites, since masked stores are slow.
 template <class E, class S>
-INLINE void store_step(const S* row, const S* next_row, int64_t d, int64_t R, int64_t head_dim, typename E::T* to) {
+INLINE void store_step(const S* row, [[maybe_unused]] const S* next_row, int64_t d, int64_t R, int64_t head_dim,
+                       typename E::T* to) {
   constexpr int L = kLanes<typename E::T>;
   for (int64_t i = 0; i < R; i += L, d += L) {
 #if defined(__AVX512BF16__)

@@ -1,8 +1,8 @@
-"""diffusers: `scheduler`, a drop-in for `pipe.scheduler`."""
+"""diffusers: `scheduler`, a drop-in for `pipe.scheduler`, and `AttnProcessor`, for the processor of its attention."""
 
 import importlib
 
-_HOMES = {"scheduler": ".table_scheduler"}
+_HOMES = {"AttnProcessor": ".attn_processor", "scheduler": ".table_scheduler"}
 
 __all__ = list(_HOMES)
 

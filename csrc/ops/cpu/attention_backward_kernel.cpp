@@ -1,0 +1,439 @@
+// With P = exp(S - lse) recomputed and delta = sum over d of grad * out,
+//     dV = P^T grad    dP = grad V^T    dS = P * (dP - delta)    dQ = scale dS K    dK = scale dS^T Q    dmask = dS
+// Lanes are queries for S, dP and dQ, as in the forward, and elements of the head dimension for dK and dV.
+#include "attention_backward.h"
+#include "attention_tiles.h"
+#include "common/parallel.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+template <class S>
+class AttentionBackward {
+ protected:
+  using E = typename DotOf<S>::type;
+  using T = typename E::T;
+  static constexpr int L = kLanes<T>, kPanel = 2 * L, kPanels = 4;
+  static constexpr int64_t kKeys = 8 * kRows, kQueries = kPanels * kPanel;  // of a block
+  static constexpr int64_t kPairsOfQueries = kQueries / E::kPair;
+
+  // [key][kQueries], for sums over queries: in bf16, neighbours are the pair of a step.
+  using Weight = std::conditional_t<E::kPair == 2, bf16, T>;
+  struct WeightRows {
+    static constexpr int kRow = kPairsOfQueries, kStep = 1, kChunk = L;
+  };
+
+  const AttentionParams& p;
+  const int64_t steps, chunks;
+  const T scale;  // of scores, in units of log2
+
+  explicit AttentionBackward(const AttentionParams& p)
+      : p(p), steps(steps_of<E>(p.head_dim)), chunks(ceil_div(steps, L)), scale(T(p.scale * kLog2e)) {}
+
+  template <class Input>
+  static const S* at(const Input& t, int64_t b, int64_t h, int64_t row) {
+    return static_cast<const S*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
+  }
+
+  bool seen(int64_t first_query, int64_t queries, int64_t first_key) const {
+    return !p.causal || first_key <= first_query + queries - 1 + p.k_len - p.q_len;
+  }
+
+  // Takes T-sized parts of this thread's memory, one after another.
+  struct Carver {
+    T* p;
+    T* take(int64_t n) {
+      T* const part = p;
+      p += round_up(n, 64 / sizeof(T));
+      return part;
+    }
+  };
+
+  struct Queries {
+    T* q;      // [panel][step][kPanel]
+    T* grad;   // [panel][step][kPanel]
+    T* base;   // [kQueries]: lse in units of log2, infinity where nothing is attended to and past the last query
+    T* delta;  // [kQueries]
+    int64_t b, h, first, n, panels;
+
+    Queries(Carver& carver, int64_t steps)
+        : q(carver.take(kQueries * steps)),
+          grad(carver.take(kQueries * steps)),
+          base(carver.take(kQueries)),
+          delta(carver.take(kQueries)) {}
+  };
+
+  struct Keys {
+    T* k;   // [group][chunk][kRows][L]
+    T* v;   // likewise
+    T* s;   // [key][kPanel]
+    T* ds;  // [key][kPanel]
+    int64_t first, n;
+
+    Keys(Carver& carver, int64_t chunks)
+        : k(carver.take(kKeys * chunks * L)),
+          v(carver.take(kKeys * chunks * L)),
+          s(carver.take((kKeys + 1) * kPanel)),
+          ds(carver.take((kKeys + 1) * kPanel)) {}
+  };
+
+  static int64_t scratch_elements(int64_t steps, int64_t chunks) {
+    return 2 * kQueries * steps + 2 * kQueries + 2 * kKeys * chunks * L + 2 * (kKeys + 1) * kPanel + 16 * 16;
+  }
+
+  void load_queries(Queries& w, int64_t b, int64_t h, int64_t first) const {
+    w.b = b, w.h = h, w.first = first, w.n = min(kQueries, p.q_len - first), w.panels = ceil_div(w.n, kPanel);
+    const S* q = at(p.q, b, h, first);
+    const S* grad = at(p.grad, b, h, first);
+    const S* out = at(p.out, b, h, first);
+    const T* lse = static_cast<const T*>(p.lse) + (b * p.heads + h) * p.q_len + first;
+    for (int64_t panel = 0, i = 0; i < w.n; ++panel, i += kPanel) {
+      pack_lanes<E, 2>(q + i * p.q.row_stride, p.q.row_stride, w.n - i, p.head_dim, w.q + panel * steps * kPanel);
+      pack_lanes<E, 2>(grad + i * p.grad.row_stride, p.grad.row_stride, w.n - i, p.head_dim,
+                       w.grad + panel * steps * kPanel);
+    }
+    for (int64_t i = 0; i < w.panels * kPanel; ++i) {
+      const bool live = i < w.n && lse[i] != -kInfinity<T>;
+      w.base[i] = live ? lse[i] * T(kLog2e) : kInfinity<T>;
+      w.delta[i] = i < w.n ? dot(grad + i * p.grad.row_stride, out + i * p.out.row_stride) : T(0);
+    }
+  }
+
+  T dot(const S* a, const S* b) const {
+    Vec<T> total{};
+    for (int64_t d = 0; d < p.head_dim; d += L) total += load(a + d, p.head_dim - d) * load(b + d, p.head_dim - d);
+    return sum<T>(total);
+  }
+
+  void load_keys(Keys& w, int64_t b, int64_t kv_head, int64_t first, int64_t n) const {
+    w.first = first, w.n = n;
+    pack_rows<E>(at(p.k, b, kv_head, first), p.k.row_stride, n, p.head_dim, w.k);
+    pack_rows<E>(at(p.v, b, kv_head, first), p.v.row_stride, n, p.head_dim, w.v);
+  }
+
+  // Of one panel: P and dS, handed over as on_vector(key, vector, P, dS); dS also goes to keys.ds in the product's
+  // steps of keys.
+  template <class F>
+  void score_gradients(const Queries& q, int64_t panel, const Keys& keys, const F& on_vector) const {
+    T top[kPanel];  // unused here
+    for (int i = 0; i < kPanel; ++i) top[i] = 0;
+    const RowGroups groups(keys.n);
+    for (int64_t g = 0; g < groups.count; ++g) {
+      const auto tile = score_tile_for_rows<E, 2>(groups.rows(g));
+      const int64_t rows = g * chunks * kRows * L, columns = panel * steps * kPanel, to = groups.first(g) * kPanel;
+      tile(keys.k + rows, q.q + columns, steps, keys.s + to, top);
+      tile(keys.v + rows, q.grad + columns, steps, keys.ds + to, top);
+    }
+    const ScoreMask<T, 2> mask(p, q.b, q.h, q.first + panel * kPanel);
+    if (mask.needed(keys.first, keys.n)) {
+      Vec<T> largest[2] = {};
+      mask.apply(keys.s, keys.first, keys.n, scale, largest);
+    }
+    const T scale_left = p.mask.kind == AttentionMaskKind::additive ? T(1) : scale;
+    Vec<T> base[2], delta[2];
+    for (int v = 0; v < 2; ++v)
+      base[v] = load(q.base + panel * kPanel + v * L), delta[v] = load(q.delta + panel * kPanel + v * L);
+    if (E::kPair == 2 && keys.n % 2)  // the other half of the last step
+      for (int v = 0; v < 2; ++v)
+        store(keys.s + keys.n * kPanel + v * L, broadcast(-kInfinity<T>)),
+            store(keys.ds + keys.n * kPanel + v * L, Vec<T>{});
+    for (int64_t k = 0; k < keys.n; k += E::kPair) {
+      Vec<T> ds[E::kPair][2];
+      UNROLL(2) for (int i = 0; i < E::kPair; ++i) UNROLL(2) for (int v = 0; v < 2; ++v) {
+        const int64_t from = (k + i) * kPanel + v * L;
+        const Vec<T> e = exp2_of_negative<E::kPair == 2>(load(keys.s + from) * scale_left - base[v]);
+        ds[i][v] = e * (load(keys.ds + from) - delta[v]);
+        on_vector(k + i, v, e, ds[i][v]);
+      }
+      UNROLL(2)
+      for (int v = 0; v < 2; ++v)
+        store(keys.ds + k / E::kPair * kPanel + v * L,
+              E::kPair == 2 ? join_rows<T>(ds[0][v], ds[E::kPair - 1][v]) : ds[0][v]);
+    }
+  }
+};
+
+// dq, dk and dv. One thread makes dk and dv of a part of the keys of a head: it goes once over all queries.
+template <class S>
+class AttentionGradients : AttentionBackward<S> {
+  using Base = AttentionBackward<S>;
+  using Base::L, Base::kPanel, Base::kKeys, Base::kQueries, Base::p, Base::steps, Base::chunks, Base::at;
+  using typename Base::E, typename Base::T, typename Base::Queries, typename Base::Keys, typename Base::Weight;
+
+  const int64_t width, parts;  // of a row of dk and dv: head_dim in whole vectors
+  T* const dq_parts;           // [part][B, H, Lq, D] where there are several
+
+  struct Scratch {
+    Queries q;
+    Keys keys;
+    T *q_rows, *grad_rows;      // [panel of head_dim][step of queries][its vectors]
+    T* k_steps;                 // [group of head_dim][step of keys][elements of the group]
+    T* dq;                      // [panel of queries][head_dim][kPanel]
+    T *dk, *dv;                 // [key of the part][width]
+    Weight *weights, *dscores;  // [key][kQueries]
+    T* ones;                    // [kPanel]
+
+    Scratch(typename Base::Carver carver, const AttentionGradients& a, int64_t keys_of_part)
+        : q(carver, a.steps),
+          keys(carver, a.chunks),
+          q_rows(carver.take(kQueries * a.width)),
+          grad_rows(carver.take(kQueries * a.width)),
+          k_steps(carver.take(kKeys * a.p.head_dim + L)),
+          dq(carver.take(kQueries * a.p.head_dim)),
+          dk(carver.take(keys_of_part * a.width)),
+          dv(carver.take(keys_of_part * a.width)),
+          weights(reinterpret_cast<Weight*>(carver.take((kKeys + 1) * kQueries))),
+          dscores(reinterpret_cast<Weight*>(carver.take((kKeys + 1) * kQueries))),
+          ones(carver.take(kPanel)) {
+      for (int i = 0; i < kPanel; ++i) ones[i] = 1;
+    }
+  };
+
+ public:
+  AttentionGradients(const AttentionParams& p, void* dq_parts)
+      : Base(p),
+        width(round_up(p.head_dim, L)),
+        parts(attention_backward_parts(p)),
+        dq_parts(static_cast<T*>(dq_parts)) {}
+
+  void run() const {
+    const int64_t longest = ceil_div(p.k_len, parts), items = p.batch * p.kv_heads * parts;
+    const int64_t elements = Base::scratch_elements(steps, chunks) + 2 * kQueries * width +
+                             (kKeys + kQueries) * p.head_dim + 2 * longest * width + 2 * (kKeys + 1) * kQueries + 256;
+    parallel_claim(items, [&](const auto& claim) {
+      Scratch w({static_cast<T*>(workspace(elements * sizeof(T)))}, *this, longest);
+      for (int64_t item; (item = claim()) < items;) {
+        const int64_t head = item / parts;
+        run_part(w, head / p.kv_heads, head % p.kv_heads, item % parts);
+      }
+    });
+    if (parts > 1) sum_parts();
+  }
+
+ private:
+  void run_part(Scratch& w, int64_t b, int64_t kv_head, int64_t part) const {
+    const int64_t begin = part * p.k_len / parts, end = (part + 1) * p.k_len / parts;
+    std::memset(w.dk, 0, (end - begin) * width * sizeof(T));
+    std::memset(w.dv, 0, (end - begin) * width * sizeof(T));
+    const int64_t heads = p.heads / p.kv_heads;
+    for (int64_t h = kv_head * heads; h < (kv_head + 1) * heads; ++h)
+      for (int64_t first = 0; first < p.q_len; first += kQueries) {
+        Base::load_queries(w.q, b, h, first);
+        pack_panels(at(p.q, b, h, first), p.q.row_stride, w.q.n, w.q_rows);
+        pack_panels(at(p.grad, b, h, first), p.grad.row_stride, w.q.n, w.grad_rows);
+        std::memset(w.dq, 0, kQueries * p.head_dim * sizeof(T));
+        for (int64_t k0 = begin; k0 < end && Base::seen(first, w.q.n, k0); k0 += kKeys) {
+          Base::load_keys(w.keys, b, kv_head, k0, min(kKeys, end - k0));
+          pack_steps<E>(at(p.k, b, kv_head, k0), p.k.row_stride, w.keys.n, p.head_dim, w.k_steps);
+          run_block(w, k0 - begin);
+        }
+        store_dq(w, part);
+      }
+    store_rows(w.dk, begin, end, T(p.scale), p.dk, b, kv_head);
+    store_rows(w.dv, begin, end, T(1), p.dv, b, kv_head);
+  }
+
+  void run_block(const Scratch& w, int64_t row) const {
+    const int64_t key_steps = steps_of<E>(w.keys.n), query_steps = w.q.panels * kPanel / E::kPair;
+    const RowGroups parts_of_dim(p.head_dim), groups(w.keys.n);
+    for (int64_t panel = 0; panel < w.q.panels; ++panel) {
+      Base::score_gradients(w.q, panel, w.keys, [&](int64_t key, int v, Vec<T> weight, Vec<T> ds) {
+        store(w.weights + key * kQueries + panel * kPanel + v * L, weight);
+        store(w.dscores + key * kQueries + panel * kPanel + v * L, ds);
+      });
+      T* dq = w.dq + panel * p.head_dim * kPanel;
+      for (int64_t g = 0; g < parts_of_dim.count; ++g)
+        value_tile_for_rows<E, 2>(parts_of_dim.rows(g))(w.k_steps + parts_of_dim.first(g) * key_steps, w.keys.ds,
+                                                        key_steps, dq + parts_of_dim.first(g) * kPanel, w.ones);
+    }
+    for (int64_t d = 0; d < width; d += kPanel) {
+      const bool wide = width - d > L;
+      for (int64_t g = 0; g < groups.count; ++g) {
+        const auto tile = wide ? gradient_tile_for_rows<2>(groups.rows(g)) : gradient_tile_for_rows<1>(groups.rows(g));
+        const int64_t to = (row + groups.first(g)) * width + d, from = groups.first(g) * kQueries;
+        const int64_t panel = d * kQueries / E::kPair;
+        tile(reinterpret_cast<const T*>(w.weights + from), w.grad_rows + panel, query_steps, w.dv + to, width);
+        tile(reinterpret_cast<const T*>(w.dscores + from), w.q_rows + panel, query_steps, w.dk + to, width);
+      }
+    }
+  }
+
+  // out[R keys][V vectors of head_dim] += weights^T rows, over queries.
+  template <int V, int R>
+  static void gradient_tile(const T* weights, const T* rows, int64_t steps, T* out, int64_t row_stride) {
+    Vec<T> acc[R][V];
+    UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
+    accumulate<E, typename Base::WeightRows>(weights, rows, steps, acc);
+    UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) {
+      T* to = out + r * row_stride + v * L;
+      store(to, load(to) + acc[r][v]);
+    }
+  }
+  template <int V, int R = kRows>
+  static INLINE auto gradient_tile_for_rows(int64_t rows) {
+    if constexpr (R > 1)
+      if (rows < R) return gradient_tile_for_rows<V, R - 1>(rows);
+    return &gradient_tile<V, R>;
+  }
+
+  // Rows as the vectors of a sum over them: [panel of head_dim][step][its vectors], zeros past the last row.
+  void pack_panels(const S* x, int64_t row_stride, int64_t n, T* to) const {
+    const int64_t query_steps = ceil_div(n, kPanel) * kPanel / E::kPair;
+    for (int64_t d = 0; d < width; d += kPanel, to += kQueries / E::kPair * kPanel) {
+      const int64_t vectors = width - d > L ? 2 : 1;
+      for (int64_t i = 0; i < query_steps; ++i)
+        for (int64_t v = 0; v < vectors; ++v)
+          store(to + (i * vectors + v) * L, step_of_rows(x, row_stride, n, i * E::kPair, d + v * L));
+    }
+  }
+  INLINE Vec<T> step_of_rows(const S* x, int64_t row_stride, int64_t n, int64_t i, int64_t d) const {
+#if defined(__AVX512BF16__)
+    if constexpr (E::kPair == 2) {
+      const __mmask16 m = p.head_dim - d >= L ? 0xffff : (1u << (p.head_dim - d)) - 1;
+      const auto half = [&](int64_t row) {
+        return row < n ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + row * row_stride + d))
+                       : _mm512_setzero_si512();
+      };
+      return (Vec<T>)_mm512_or_si512(half(i), _mm512_slli_epi32(half(i + 1), 16));
+    }
+#endif
+    if constexpr (E::kPair == 1) return i < n ? load(x + i * row_stride + d, p.head_dim - d) : Vec<T>{};
+  }
+
+  void store_dq(const Scratch& w, int64_t part) const {
+    const T factor = parts > 1 ? T(1) : T(p.scale);
+    const Vec<T> factors[2] = {broadcast(factor), broadcast(factor)};
+    for (int64_t panel = 0; panel < w.q.panels; ++panel) {
+      const T* dq = w.dq + panel * p.head_dim * kPanel;
+      const int64_t query = w.q.first + panel * kPanel, n = min<int64_t>(kPanel, p.q_len - query);
+      if (parts > 1)
+        store_lanes<2>(dq, factors, n, p.head_dim,
+                       dq_parts + (((part * p.batch + w.q.b) * p.heads + w.q.h) * p.q_len + query) * p.head_dim,
+                       p.head_dim);
+      else
+        store_lanes<2>(dq, factors, n, p.head_dim, row_of(p.dq, w.q.b, w.q.h, query), p.dq.row_stride);
+    }
+  }
+
+  static S* row_of(const AttentionOutput& t, int64_t b, int64_t h, int64_t row) {
+    return static_cast<S*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
+  }
+
+  void store_rows(const T* rows, int64_t begin, int64_t end, T factor, const AttentionOutput& to, int64_t b,
+                  int64_t h) const {
+    for (int64_t k = begin; k < end; ++k, rows += width)
+      for (int64_t d = 0; d < p.head_dim; d += L)
+        store(row_of(to, b, h, k) + d, load(rows + d) * factor, p.head_dim - d);
+  }
+
+  void sum_parts() const {
+    const int64_t rows = p.batch * p.heads * p.q_len;
+    parallel_for(rows, 64, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row)
+        for (int64_t d = 0; d < p.head_dim; d += L) {
+          Vec<T> total{};
+          for (int64_t part = 0; part < parts; ++part)
+            total += load(dq_parts + (part * rows + row) * p.head_dim + d, p.head_dim - d);
+          const int64_t head = row / p.q_len;
+          store(row_of(p.dq, head / p.heads, head % p.heads, row % p.q_len) + d, total * T(p.scale), p.head_dim - d);
+        }
+    });
+  }
+};
+
+// dmask: each block of its own elements sums what it was broadcast to. That S and dP are made a second time costs two
+// products of seven, and leaves no sum to the order in which threads finish.
+template <class S>
+class AttentionMaskGradient : AttentionBackward<S> {
+  using Base = AttentionBackward<S>;
+  using Base::L, Base::kPanel, Base::kKeys, Base::kQueries, Base::p, Base::steps, Base::chunks;
+  using typename Base::T, typename Base::Queries, typename Base::Keys;
+
+  // An axis of the scores: cut into blocks that the mask tells apart, or summed whole.
+  struct Axis {
+    int64_t size, block, items;
+    Axis(int64_t size, int64_t block, bool broadcast)
+        : size(size), block(block), items(broadcast ? 1 : ceil_div(size, block)) {}
+    int64_t begin(int64_t item) const { return items == 1 ? 0 : item * block; }
+    int64_t end(int64_t item) const { return items == 1 ? size : min(size, (item + 1) * block); }
+  };
+
+ public:
+  explicit AttentionMaskGradient(const AttentionParams& p) : Base(p) {}
+
+  void run() const {
+    const AttentionMask& m = p.mask;
+    const Axis batch(p.batch, 1, m.batch_stride == 0), heads(p.heads, 1, m.head_stride == 0);
+    const Axis queries(p.q_len, kQueries, m.q_stride == 0), keys(p.k_len, kKeys, m.k_stride == 0);
+    const int64_t items = batch.items * heads.items * queries.items * keys.items;
+    const int64_t elements = Base::scratch_elements(steps, chunks) + (kKeys + 1) * kQueries + 256;
+    parallel_claim(items, [&](const auto& claim) {
+      typename Base::Carver carver{static_cast<T*>(workspace(elements * sizeof(T)))};
+      Queries q(carver, steps);
+      Keys k(carver, chunks);
+      T* sums = carver.take((kKeys + 1) * kQueries);  // [key][kQueries]
+      for (int64_t item; (item = claim()) < items;) {
+        const int64_t ik = item % keys.items, iq = item / keys.items % queries.items;
+        const int64_t ih = item / (keys.items * queries.items) % heads.items;
+        const int64_t ib = item / (keys.items * queries.items * heads.items);
+        std::memset(sums, 0, (kKeys + 1) * kQueries * sizeof(T));
+        for (int64_t b = batch.begin(ib); b < batch.end(ib); ++b)
+          for (int64_t h = heads.begin(ih); h < heads.end(ih); ++h)
+            for (int64_t first = queries.begin(iq); first < queries.end(iq); first += kQueries) {
+              Base::load_queries(q, b, h, first);
+              for (int64_t k0 = keys.begin(ik); k0 < keys.end(ik) && Base::seen(first, q.n, k0); k0 += kKeys) {
+                Base::load_keys(k, b, h / (p.heads / p.kv_heads), k0, min(kKeys, keys.size - k0));
+                add(q, k, sums);
+              }
+            }
+        const int64_t row = (ib * heads.items + ih) * (m.q_stride == 0 ? 1 : queries.size);
+        store_sums(sums, row, queries, iq, keys, ik);
+      }
+    });
+  }
+
+ private:
+  void add(const Queries& q, const Keys& k, T* sums) const {
+    for (int64_t panel = 0; panel < q.panels; ++panel)
+      Base::score_gradients(q, panel, k, [&](int64_t key, int v, Vec<T>, Vec<T> ds) {
+        T* to = sums + key * kQueries + panel * kPanel + v * L;
+        store(to, load(to) + ds);
+      });
+  }
+
+  // The sums of this item, and over the axes the mask does not have, to dmask[row of the first query][key].
+  void store_sums(const T* sums, int64_t row, const Axis& queries, int64_t iq, const Axis& keys, int64_t ik) const {
+    const bool every_query = p.mask.q_stride != 0, every_key = p.mask.k_stride != 0;
+    const int64_t n_queries = every_query ? queries.end(iq) - queries.begin(iq) : 1;
+    const int64_t n_keys = every_key ? keys.end(ik) - keys.begin(ik) : 1;
+    for (int64_t i = 0; i < n_queries; ++i)
+      for (int64_t j = 0; j < n_keys; ++j) {
+        T total = 0;
+        for (int64_t k = every_key ? j : 0; k < (every_key ? j + 1 : kKeys); ++k)
+          for (int64_t q = every_query ? i : 0; q < (every_query ? i + 1 : kQueries); ++q)
+            total += sums[k * kQueries + q];
+        const int64_t q = every_query ? queries.begin(iq) + i : 0, k = every_key ? keys.begin(ik) + j : 0;
+        put((row + q) * (every_key ? keys.size : 1) + k, total);
+      }
+  }
+
+  void put(int64_t i, T value) const {
+    switch (p.mask.dtype) {
+      case Dtype::f64: static_cast<double*>(p.dmask)[i] = value; break;
+      case Dtype::f32: static_cast<float*>(p.dmask)[i] = float(value); break;
+      case Dtype::bf16: static_cast<bf16*>(p.dmask)[i] = from_compute<bf16>(float(value)); break;
+      case Dtype::f16: static_cast<fp16*>(p.dmask)[i] = from_compute<fp16>(float(value)); break;
+    }
+  }
+};
+
+}  // namespace
+
+void attention_backward_kernel(const AttentionParams& p, void* dq_parts) {
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    AttentionGradients<S>(p, dq_parts).run();
+    if (p.dmask) AttentionMaskGradient<S>(p).run();
+  });
+}
+
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
