@@ -4,6 +4,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(imagegen, m) {
   m.def(
       "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
       "str activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+  // Per image and channel: group_norm without its activation is x * gain + offset.
+  m.def(
+      "group_norm_factors(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift) -> (Tensor gain, Tensor offset)");
   // With z the argument of the activation and dz its gradient: the gradient of x, and per image and channel the sums
   // of dz and of dz times the normalised x, from which the gradients of weight, bias, scale and shift follow.
   m.def(

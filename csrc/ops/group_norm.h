@@ -19,10 +19,12 @@ struct GroupNormFactor {
 struct GroupNormParams {
   const void* x;     // [B, C, size...]
   const void* grad;  // [B, C, size...] for the backward
-  void* y;           // [B, C, size...]: the output, or the gradient of x
+  void* y;           // [B, C, size...]: the output, or the gradient of x; null where only the factors are asked for
   void* mean;        // [B, groups], written by the forward and read by the backward; float, double for double x
   void* rstd;        // [B, groups]
-  void* sum_dz;      // [B, C] for the backward: sums over pixels of dz, and of dz times the normalised x
+  void* gain;        // [B, C] for the factors: without its activation the output is x * gain + offset
+  void* offset;
+  void* sum_dz;  // [B, C] for the backward: sums over pixels of dz, and of dz times the normalised x
   void* sum_dz_xhat;
   GroupNormFactor weight, bias, scale, shift;
   Dtype dtype;
@@ -76,11 +78,11 @@ inline bool group_norm_walks(const Tensor& t, bool channels_innermost) {
 }
 
 // x and grad walk; y is contiguous or, where `channels_last`, that.
-inline GroupNormParams group_norm_params(const Tensor& x, const std::optional<Tensor>& grad, const Tensor& y,
-                                         bool channels_last, int64_t num_groups, const std::optional<Tensor>& weight,
-                                         const std::optional<Tensor>& bias, double eps,
-                                         const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                                         const std::string& activation) {
+inline GroupNormParams group_norm_params(const Tensor& x, const std::optional<Tensor>& grad,
+                                         const std::optional<Tensor>& y, bool channels_last, int64_t num_groups,
+                                         const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                         double eps, const std::optional<Tensor>& scale,
+                                         const std::optional<Tensor>& shift, const std::string& activation) {
   GroupNormParams p{};
   p.dtype = check_dtype("group_norm", "x", x);
   p.weight = group_norm_factor("weight", weight, x);
@@ -92,7 +94,7 @@ inline GroupNormParams group_norm_params(const Tensor& x, const std::optional<Te
   p.backward = grad.has_value();
   p.x = x.const_data_ptr();
   p.grad = grad ? grad->const_data_ptr() : nullptr;
-  p.y = y.mutable_data_ptr();
+  p.y = y ? y->mutable_data_ptr() : nullptr;
   p.batch = x.size(0), p.channels = x.size(1), p.groups = num_groups, p.pixels = 1;
   p.x_batch_stride = x.stride(0), p.x_c_stride = x.stride(1);
   if (grad) p.grad_batch_stride = grad->stride(0), p.grad_c_stride = grad->stride(1);

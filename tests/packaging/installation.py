@@ -21,6 +21,7 @@ calls = {
     "conv_transpose2d": lambda backend=None: ops.conv_transpose2d(x, torch.randn(8, 6, 4, 4), backend=backend),
     "conv2d": lambda backend=None: ops.conv2d(x, torch.randn(6, 8, 3, 3), backend=backend),
     "group_norm": lambda backend=None: ops.group_norm(x, 4, torch.randn(8), torch.randn(8), backend=backend),
+    "group_norm_factors": lambda backend=None: ops.group_norm_factors(x, 4, torch.randn(8), backend=backend),
     "randn": lambda backend=None: ops.randn((2, 8, 12), seed=1, backend=backend),
     "sampler_step": lambda backend=None: ops.sampler_step(x, 0.5 * x, ROW, seed=1, clip=1.0, backend=backend)[0],
     "sampler_step_": lambda backend=None: ops.sampler_step_(

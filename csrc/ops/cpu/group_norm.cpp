@@ -59,6 +59,28 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_cpu(const Tensor& x, int64_t num_g
   return {y, mean, rstd};
 }
 
+std::tuple<Tensor, Tensor> group_norm_factors_cpu(const Tensor& x, int64_t num_groups,
+                                                  const std::optional<Tensor>& weight,
+                                                  const std::optional<Tensor>& bias, double eps,
+                                                  const std::optional<Tensor>& scale,
+                                                  const std::optional<Tensor>& shift) {
+  check_group_norm(x, num_groups, eps);
+  const bool channels_last = is_channels_last(x);
+  const Tensor x_walked = walkable(x, channels_last, pixels_of(x));
+  Tensor mean = empty(x, {x.size(0), num_groups}, statistics_dtype(x));
+  Tensor rstd = empty(x, {x.size(0), num_groups}, statistics_dtype(x));
+  Tensor gain = empty(x, {x.size(0), x.size(1)}, statistics_dtype(x));
+  Tensor offset = empty(x, {x.size(0), x.size(1)}, statistics_dtype(x));
+  GroupNormParams params = group_norm_params(x_walked, std::nullopt, std::nullopt, channels_last, num_groups, weight,
+                                             bias, eps, scale, shift, "linear");
+  params.mean = mean.mutable_data_ptr();
+  params.rstd = rstd.mutable_data_ptr();
+  params.gain = gain.mutable_data_ptr();
+  params.offset = offset.mutable_data_ptr();
+  IMAGEGEN_PICK_KERNEL(group_norm_kernel, params.dtype)(params);
+  return {gain, offset};
+}
+
 std::tuple<Tensor, Tensor, Tensor> group_norm_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd, int64_t num_groups,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
@@ -95,6 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward_cpu(
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("group_norm", TORCH_BOX(&group_norm_cpu));
+  m.impl("group_norm_factors", TORCH_BOX(&group_norm_factors_cpu));
   m.impl("group_norm_backward", TORCH_BOX(&group_norm_backward_cpu));
 }
 

@@ -224,6 +224,9 @@ struct GroupNorm {
       k.center[i] = center;
       k.gain[i] = T(f.gain * rstd);
       k.offset[i] = T(f.offset - (m.mean - center) * f.gain * rstd);  // with what rounding the mean to T lost
+      if (!p.gain) continue;
+      static_cast<T*>(p.gain)[b * p.channels + c] = k.gain[i];
+      static_cast<T*>(p.offset)[b * p.channels + c] = T(f.offset - m.mean * f.gain * rstd);
     }
   }
 
@@ -387,6 +390,7 @@ struct GroupNorm {
           finish_forward(unit / p.groups, unit % p.groups, combine(pieces, [&](int64_t i) { return parts[i]; }));
         },
         [&](int64_t unit, int64_t piece) {
+          if (!p.y) return;
           streamed ? planar_write<A, false, true>(unit / p.groups, unit % p.groups, piece)
                    : planar_write<A, false, false>(unit / p.groups, unit % p.groups, piece);
         });
@@ -572,6 +576,7 @@ struct GroupNorm {
             finish_forward(b, g, combine(pieces, [&](int64_t i) { return moments[(b * pieces + i) * p.groups + g]; }));
         },
         [&](int64_t b, int64_t piece) {
+          if (!p.y) return;
           streamed ? innermost_write<A, false, true>(b, piece) : innermost_write<A, false, false>(b, piece);
         });
   }

@@ -5,6 +5,7 @@ from .bias_act import bias_act
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
 from .group_norm import group_norm
+from .group_norm_factors import group_norm_factors
 from .randn import randn
 from .sampler_step import sampler_step, sampler_step_
 from .upsample_conv2d import upsample_conv2d
@@ -15,6 +16,7 @@ __all__ = [
     "conv2d",
     "conv_transpose2d",
     "group_norm",
+    "group_norm_factors",
     "randn",
     "sampler_step",
     "sampler_step_",
