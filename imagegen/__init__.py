@@ -3,10 +3,11 @@
 import importlib
 
 from . import nn, ops
+from ._optimize import optimize, restore
 from .info import info
 
 __version__ = "0.1.0"
-__all__ = ["data", "info", "models", "nn", "ops", "samplers", "train"]
+__all__ = ["data", "info", "models", "nn", "ops", "optimize", "restore", "samplers", "train"]
 
 
 def __getattr__(name):
