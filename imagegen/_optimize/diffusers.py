@@ -3,10 +3,11 @@
 import functools
 
 import torch
-from diffusers.models import resnet, upsampling
+from diffusers.models import attention_processor, resnet, upsampling
 from diffusers.models.unets import unet_2d_blocks
 
 from .. import ops
+from ..integrations.diffusers import AttnProcessor
 from .modules import (
     Conv2d,
     Fusion,
@@ -21,6 +22,23 @@ from .modules import (
     takes,
     unobserved,
 )
+
+
+class Attention(attention_processor.Attention):
+    """An attention that runs imagegen's processor in place of diffusers' stock ones; any other processor is kept."""
+
+    @staticmethod
+    def fusions(attention):
+        size = attention.inner_dim // attention.heads
+        reason = f"its heads have {size} channels, above {_LARGEST_HEAD}" if size > _LARGEST_HEAD else None
+        if type(attention.processor) not in _STOCK_PROCESSORS:
+            reason = f"its processor is {type(attention.processor).__name__}"
+        return [Fusion(attention, [], "Attention", "attention", reason)]
+
+    def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **kwargs):
+        if type(self.processor) not in _STOCK_PROCESSORS:
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        return _PROCESSOR(self, hidden_states, encoder_hidden_states, attention_mask, temb=kwargs.get("temb"))
 
 
 class Upsample2D(upsampling.Upsample2D):
@@ -171,4 +189,9 @@ def _fused_tiny(block):
     return [block.conv, *block.conv, block.fuse]
 
 
+_LARGEST_HEAD = 512  # of ops.attention
+_PROCESSOR = AttnProcessor()
+_STOCK_PROCESSORS = (attention_processor.AttnProcessor, attention_processor.AttnProcessor2_0)
+
+LAYERS = (Attention,)
 CONTAINERS = (Upsample2D, ResnetBlock2D, AutoencoderTinyBlock)

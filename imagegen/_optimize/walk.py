@@ -19,7 +19,8 @@ def optimize(model, *, verbose=False):
     - in torch.nn.Sequential, as one op each: nearest-2x Upsample, convolution and activation; GroupNorm, activation,
       convolution and activation, or the first or last two of them; transposed convolution, BatchNorm2d in eval and
       activation;
-    - in diffusers' models and pipelines also ResnetBlock2D, Upsample2D and AutoencoderTinyBlock.
+    - in diffusers' models and pipelines also ResnetBlock2D, Upsample2D, AutoencoderTinyBlock, and Attention while its
+      processor is one of the stock ones.
 
     Nothing but the class of a module changes, to one that derives from it, so its parameters, state_dict, hooks,
     device, dtype and mode stay what they are and go on working, as do gradients, copy.deepcopy, pickle and
@@ -75,7 +76,7 @@ def _replacements():
         return modules.LAYERS, modules.CONTAINERS
     from . import diffusers
 
-    return modules.LAYERS, (*modules.CONTAINERS, *diffusers.CONTAINERS)
+    return (*modules.LAYERS, *diffusers.LAYERS), (*modules.CONTAINERS, *diffusers.CONTAINERS)
 
 
 def _replace(module, names, replacements, report):

@@ -154,7 +154,7 @@ def test_a_decoder_runs_fused(calls):
     resnets = 2 + 2 * 2  # in the middle, then layers_per_block + 1 in each of two blocks
     assert calls.count("group_norm") == 2 * resnets + 2  # with the attention's and the last
     assert calls.count("conv2d") == 2 * resnets + 2  # with the first and the last
-    assert calls.count("upsample_conv2d") == 1
+    assert (calls.count("upsample_conv2d"), calls.count("attention")) == (1, 1)
     blocks = [r for r in report.replaced if r.was == "ResnetBlock2D" and r.name.startswith("decoder.")]
     assert len(blocks) == resnets
 
@@ -184,6 +184,41 @@ def test_hooks_that_come_later_fire():
         module.register_forward_hook(lambda module, args, output: seen.append(output))
     decode(model)
     assert len(seen) == 4  # one activation serves both places in a block
+
+
+@pytest.mark.parametrize("processor", ["AttnProcessor", "AttnProcessor2_0"])
+def test_stock_attention_processors_are_replaced(processor, calls):
+    model = unet_with_text().eval()
+    model.set_attn_processor(getattr(diffusers.models.attention_processor, processor)())
+    with torch.no_grad():
+        y = run_seeded(denoise_with_text, model).sample
+        imagegen.optimize(model)
+        torch.testing.assert_close(run_seeded(denoise_with_text, model).sample, y, rtol=1e-4, atol=1e-5)
+    assert calls.count("attention") == 2 * (1 + 2 + 1)
+
+
+def test_other_attention_processors_are_kept_and_named(calls):
+    model = unet_with_text().eval()
+    used = []
+
+    class Processor(diffusers.models.attention_processor.AttnProcessor2_0):
+        def __call__(self, *args, **kwargs):
+            used.append(self)
+            return super().__call__(*args, **kwargs)
+
+    model.down_blocks[0].attentions[0].transformer_blocks[0].attn2.set_processor(Processor())
+    report = imagegen.optimize(model)
+    assert [left.why for left in report.left if left.was == "Attention"] == ["its processor is Processor"]
+    model.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(Processor())
+    with torch.no_grad():
+        denoise_with_text(model)
+    assert len(used) == 2 and calls.count("attention") == 2 * (1 + 2 + 1) - 2
+
+
+def test_heads_too_large_for_the_op_are_left():
+    attention = diffusers.models.attention_processor.Attention(query_dim=4, heads=1, dim_head=520)
+    report = imagegen.optimize(attention)
+    assert [left.why for left in report.left] == ["its heads have 520 channels, above 512"]
 
 
 def test_an_adapter_in_a_block_is_not_bypassed():
