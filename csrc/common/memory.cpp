@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "parallel.h"
+
 namespace imagegen {
 namespace {
 
@@ -26,6 +28,13 @@ void advise_huge(void* p, size_t bytes) {
   const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) & ~uintptr_t{4095};
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+void page_in(void* p, size_t bytes) {
+  advise_huge(p, bytes);
+  constexpr int64_t kFewThreads = 4;
+  if (bytes < 2 * kHugePage || num_threads() > kFewThreads) return;
+  for (size_t i = 0; i < bytes; i += kHugePage) static_cast<volatile char*>(p)[i] = 0;
 }
 
 void* allocate(size_t bytes) {

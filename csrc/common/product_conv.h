@@ -115,14 +115,16 @@ class ProductConv {
     return ceil_div(cout, kPanel) * kPanel * kWeights * kWeights * ceil_div(cin, E::kPair);
   }
 
-  // Threads share the tiles, or the output channels where the weights are the larger part to read.
+  // Threads share the tiles, or the output channels where the weights are the larger part to read: each thread then
+  // transforms every tile, but keeps to its own weights and uses them for more tiles at a time.
   void run() const {
     const int64_t threads = num_threads();
-    const bool share_channels = panels >= threads && packed_elements(p.cin, p.cout) > tiles * kData * kData * steps;
-    // Four pieces or more for every thread, for those that are quicker.
-    const int64_t shares = share_channels ? min(panels, 4 * threads) : 1;
-    const int64_t most =
-        share_channels || threads == 1 ? kTiles : min(kTiles, max<int64_t>(kRows, tiles / (4 * threads)));
+    const bool few_tiles = panels >= threads && packed_elements(p.cin, p.cout) > tiles * kData * kData * steps;
+    const int64_t shares = few_tiles ? threads : 1;
+    // Of tiles to share, four pieces or more for every thread: some are quicker than others.
+    const int64_t most = few_tiles      ? 2 * kTiles
+                         : threads == 1 ? kTiles
+                                        : min(kTiles, max<int64_t>(kRows, tiles / (4 * threads)));
     const int64_t block = ceil_div(tiles, ceil_div(tiles, most)), blocks = ceil_div(tiles, block),
                   items = shares * blocks;
     parallel_claim(items, [&](const auto& claim) {
