@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from imagegen import _library
+from imagegen import weight_cache
 
 from . import suite
 from .contestant import Contestant
@@ -52,16 +52,12 @@ def _cpu_peak(case, provider, layout):
     if provider == "compile":
         contestant.call()  # compiles, which takes memory that is not the kernel's
     _give_back_free_memory()
-    resident, code, kept = _status("VmRSS"), _status("RssFile"), _kept_weights()
+    resident, code, kept = _status("VmRSS"), _status("RssFile"), weight_cache.size()
     CLEAR_REFS.write_text(RESET_PEAK)
     (y,) = contestant.call()
     code = _status("RssFile") - code  # pages of libraries first used now: not the kernel's memory
-    kept = _kept_weights() - kept
+    kept = weight_cache.size() - kept
     return max(0, _status("VmHWM") - resident - code - y.untyped_storage().nbytes() - kept), kept
-
-
-def _kept_weights():
-    return _library._C.weight_cache_bytes() if _library._C else 0
 
 
 def _give_back_free_memory():

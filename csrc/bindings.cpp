@@ -37,10 +37,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &cpu_capabilities,
         "Instruction sets of this machine that kernels were built for, best last.");
   m.def("cpu_capability", [] { return kCpuCapabilityNames[static_cast<int>(cpu_capability())]; });
-  m.def("weight_cache_bytes", &weight_cache_bytes, "Bytes of transformed weights kept.");
+  m.def("weight_cache_bytes", &weight_cache_bytes);
+  m.def("weight_cache_misses", &weight_cache_misses);
   m.def("weight_cache_limit", &weight_cache_limit);
-  m.def("set_weight_cache_limit", &set_weight_cache_limit,
-        "Keep at most this many bytes, least recently used out first.");
+  m.def("set_weight_cache_limit", &set_weight_cache_limit);
   m.def("clear_weight_cache", &clear_weight_cache);
   m.def("set_cpu_capability", &set_cpu_capability_by_name, "Run the kernels of this instruction set from now on.");
 }

@@ -1,5 +1,7 @@
 #include "weight_cache.h"
 
+#include <unistd.h>
+
 #include <list>
 #include <mutex>
 
@@ -10,13 +12,20 @@ struct Entry {
   WeightKey key;
   uint64_t fingerprint;
   std::shared_ptr<PackedWeight> packed;
+  int64_t last_use;  // the lookup that wanted it last
 };
 
-// Models have a handful of these layers (three in a Stable Diffusion UNet: 370 MB), so a list, latest first, is enough.
+size_t half_of_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+  return pages > 0 && bytes > 0 ? size_t(pages) / 2 * size_t(bytes) : size_t{1} << 30;
+}
+
+// Models have some fifty of these layers, so a list, latest first, is enough.
 struct Cache {
   std::mutex mutex;
   std::list<Entry> entries;
-  size_t bytes = 0, limit = size_t{1} << 30;
+  size_t bytes = 0, limit = half_of_memory();
+  int64_t lookups = 0, misses = 0;
 
   void erase(std::list<Entry>::iterator entry) {
     bytes -= entry->packed->bytes;
@@ -24,6 +33,14 @@ struct Cache {
   }
   void shrink(size_t target) {
     while (bytes > target) erase(std::prev(entries.end()));
+  }
+  // Whether there is room for so many bytes, which entries long unused make. A model whose weights do not all fit asks
+  // for them in turn: if each new one drove out the oldest, none would ever be found again.
+  bool make_room(size_t wanted) {
+    const int64_t stale = lookups - 4 * (static_cast<int64_t>(entries.size()) + 1);
+    while (bytes + wanted > limit && !entries.empty() && entries.back().last_use < stale)
+      erase(std::prev(entries.end()));
+    return bytes + wanted <= limit;
   }
 };
 
@@ -41,9 +58,11 @@ std::shared_ptr<PackedWeight> packed_weight(const WeightKey& key, uint64_t finge
   std::shared_ptr<PackedWeight> packed;
   {
     const std::lock_guard lock(c.mutex);
+    ++c.lookups;
     for (auto entry = c.entries.begin(); entry != c.entries.end(); ++entry) {
       if (!(entry->key == key)) continue;
       if (entry->fingerprint == fingerprint) {
+        entry->last_use = c.lookups;
         c.entries.splice(c.entries.begin(), c.entries, entry);
         return entry->packed;
       }
@@ -56,20 +75,27 @@ std::shared_ptr<PackedWeight> packed_weight(const WeightKey& key, uint64_t finge
   if (!packed) packed = std::make_shared<PackedWeight>(bytes);
   pack(packed->data);
   const std::lock_guard lock(c.mutex);
+  ++c.misses;
   for (auto entry = c.entries.begin(); entry != c.entries.end(); ++entry)
     if (entry->key == key) {  // another thread was as fast
       c.erase(entry);
       break;
     }
-  c.entries.push_front({key, fingerprint, packed});
-  c.bytes += bytes;
-  c.shrink(c.limit);
+  if (c.make_room(bytes)) {
+    c.entries.push_front({key, fingerprint, packed, c.lookups});
+    c.bytes += bytes;
+  }
   return packed;
 }
 
 size_t weight_cache_bytes() {
   const std::lock_guard lock(cache().mutex);
   return cache().bytes;
+}
+
+int64_t weight_cache_misses() {
+  const std::lock_guard lock(cache().mutex);
+  return cache().misses;
 }
 
 size_t weight_cache_limit() {

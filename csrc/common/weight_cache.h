@@ -39,8 +39,10 @@ std::shared_ptr<PackedWeight> packed_weight(const WeightKey& key, uint64_t finge
                                             const std::function<void(void*)>& pack);
 
 size_t weight_cache_bytes();
+int64_t weight_cache_misses();  // how often a weight was packed
+// Half of the machine's memory unless set otherwise. What does not fit is packed again at every call, until entries
+// that nothing asks for any more make room.
 size_t weight_cache_limit();
-// Entries least recently used go first.
 void set_weight_cache_limit(size_t bytes);
 void clear_weight_cache();
 

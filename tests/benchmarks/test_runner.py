@@ -6,7 +6,7 @@ import torch
 from benchmarks import contestant, environment, memory, runner, suite
 from benchmarks.ops import bench_bias_act, bench_group_norm
 from benchmarks.suite import Case, Provider
-from imagegen import _library
+from imagegen import _library, weight_cache
 
 OPS = suite.find("ops")
 
@@ -130,7 +130,7 @@ def test_memory_counts_what_torch_does_not_know_of(monkeypatch):
 
 @pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 def test_memory_tells_kept_weights_apart():
-    _library._C.clear_weight_cache()
+    weight_cache.clear()
     case = Case("ops", "upsample_conv2d", (1, 512, 512, 8), "float32", "forward", 1, "cpu")
     peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
     assert kept == 25 * 512 * 512 * 4

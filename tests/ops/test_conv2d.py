@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import DTYPES, LAYOUTS, check, check_error, relative_error, tolerance
 
-from imagegen import _library, ops
+from imagegen import _library, ops, weight_cache
 from imagegen.ops import eager
 from imagegen.ops._activation import ACTIVATIONS
 
@@ -265,11 +265,11 @@ def test_autocast(dtype):
 
 def test_small_images_take_small_tiles():
     x, w = torch.randn(1, 64, 2, 2), torch.randn(64, 64, 3, 3) / 24
-    _library._C.clear_weight_cache()
+    weight_cache.clear()
     ops.conv2d(x, w)
-    assert _library._C.weight_cache_bytes() == 16 * 64 * 64 * 4
+    assert weight_cache.size() == 16 * 64 * 64 * 4
     ops.conv2d(torch.randn(1, 64, 32, 32), w)
-    assert _library._C.weight_cache_bytes() == (16 + 36) * 64 * 64 * 4
+    assert weight_cache.size() == (16 + 36) * 64 * 64 * 4
 
 
 # ---- errors

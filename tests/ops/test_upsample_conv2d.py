@@ -336,28 +336,6 @@ def test_threads_share_the_cache():
     assert not failures
 
 
-def test_cache_keeps_to_its_limit():
-    c = _library._C
-    limit = c.weight_cache_limit()
-    c.clear_weight_cache()
-    try:
-        x, w, b = make((1, 64, 64, 4, 4))
-        ops.upsample_conv2d(x, w, b)
-        one = c.weight_cache_bytes()
-        assert one >= 25 * 64 * 64 * 4
-        c.set_weight_cache_limit(2 * one)
-        weights = [torch.randn_like(w) for _ in range(4)]
-        for v in weights:
-            assert_fresh(x, v, b)
-        assert c.weight_cache_bytes() == 2 * one
-        c.set_weight_cache_limit(0)
-        assert c.weight_cache_bytes() == 0
-        assert_fresh(x, w, b)
-        assert c.weight_cache_bytes() == 0
-    finally:
-        c.set_weight_cache_limit(limit)
-
-
 # ---- errors
 
 X, W, B = torch.zeros(2, 3, 4, 5), torch.zeros(6, 3, 3, 3), torch.zeros(6)
