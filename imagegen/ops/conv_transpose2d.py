@@ -31,8 +31,9 @@ def conv_transpose2d(
     shift = beta - mean * scale.
 
     On CPU a 4x4 or 3x3 kernel with stride 2 and padding 1 has kernels of its own: 36 multiplications per 2x2 input
-    pixels and pair of channels where the plain way takes 64, or 25 where it takes 36. Any other geometry is torch's
-    convolution followed by scale, shift and activation.
+    pixels and pair of channels where the plain way takes 64, or 25 where it takes 36, and fewer where there are many
+    pixels. Without padding a single pixel is a matrix product. Any other geometry is torch's convolution followed by
+    scale, shift and activation.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
@@ -112,6 +113,8 @@ def _check(x, weight, bias, geometry, scale, shift, activation):
 
 
 def _native(x, weight, bias, stride, padding, output_padding, scale, shift, activation):
+    if x.shape[2:] == (1, 1) and padding == output_padding == [0, 0]:
+        return _convolve_pixel(x, weight, bias, scale, shift, activation)
     if stride != [2, 2] or padding != [1, 1] or weight.shape[2:] not in ((4, 4), (3, 3)):
         return eager.conv_transpose2d(x, weight, bias, stride, padding, output_padding, scale, shift, activation)
     op = torch.ops.imagegen.conv_transpose2d.default
@@ -121,6 +124,13 @@ def _native(x, weight, bias, stride, padding, output_padding, scale, shift, acti
         # whole convolution that its gradient would otherwise have to repeat.
         return finish(op(x, weight, bias, output_padding, None, None, "linear"), scale, shift, activation)
     return op(x, weight, bias, output_padding, scale, shift, activation)
+
+
+def _convolve_pixel(x, weight, bias, scale, shift, activation):
+    """A generator's first layer: of a single pixel the convolution is a matrix product, which torch does not notice."""
+    y = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    y = y if bias is None else y + bias.to(y.dtype).reshape(-1, 1, 1)
+    return finish(y, scale, shift, activation).contiguous(memory_format=memory_format(x))
 
 
 _IMPLEMENTATIONS = {"eager": eager.conv_transpose2d, "cpu": _native}
