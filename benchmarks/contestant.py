@@ -19,13 +19,13 @@ class Contestant:
     def __init__(self, bench, case, provider, layout):
         self.bench, self.case, self.name, self.layout = bench, case, provider, layout
         self.errors, self.failure, self.passed, self.first_call_s = {}, None, False, None
-        implementation = _implementation(bench, provider)
-        self.run, self.training = implementation.run, case.direction != "forward"
+        way = implementation(bench, provider)
+        self.run, self.training = way.run, case.direction != "forward"
         self.inputs = lay_out(make_tensors(bench, case), layout)
         if self.training:
             for name in bench.GRADIENTS:
                 self.inputs[name].requires_grad_()
-        self.prepared = lay_out(implementation.prepare(self.inputs), layout)
+        self.prepared = lay_out(way.prepare(self.inputs), layout)
         self.leaves = {k: v.detach().requires_grad_(k in self._asked()) for k, v in self.prepared.items()}
         self.dy = None
 
@@ -86,14 +86,19 @@ def tolerance(bench, dtype, eager_error):
 
 
 def line_up(bench, case, names):
-    return [Contestant(bench, case, name, layout) for name in names for layout in bench.LAYOUTS]
+    return [
+        Contestant(bench, case, name, layout)
+        for name in names
+        for layout in bench.LAYOUTS
+        if layout in implementation(bench, name).layouts
+    ]
 
 
-def _implementation(bench, provider):
-    if provider != "compile":
+def implementation(bench, provider):
+    if provider in bench.PROVIDERS:
         return bench.PROVIDERS[provider]
     eager = bench.PROVIDERS["eager"]
-    return suite.Provider(torch.compile(eager.run, dynamic=False, fullgraph=True), eager.prepare)
+    return suite.Provider(torch.compile(eager.run, dynamic=False, fullgraph=True), eager.prepare, warm_up=True)
 
 
 def make_tensors(bench, case):

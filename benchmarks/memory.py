@@ -19,7 +19,7 @@ import torch
 from imagegen import weight_cache
 
 from . import suite
-from .contestant import Contestant
+from .contestant import Contestant, implementation
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what the kernel takes in clear_refs to set the peak to the present
@@ -49,8 +49,8 @@ def _cpu_peak(case, provider, layout):
     bench = suite.load(case.suite, case.op)
     Contestant(bench, dataclasses.replace(case, shape=bench.TINY_SHAPE), provider, layout).call()  # code pages, threads
     contestant = Contestant(bench, case, provider, layout)
-    if provider == "compile":
-        contestant.call()  # compiles, which takes memory that is not the kernel's
+    if implementation(bench, provider).warm_up:
+        contestant.call()
     _give_back_free_memory()
     resident, code, kept = _status("VmRSS"), _status("RssFile"), weight_cache.size()
     CLEAR_REFS.write_text(RESET_PEAK)

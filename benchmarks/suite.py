@@ -9,7 +9,8 @@
     NOTE                               one sentence for the report: how FLOP and bytes are counted
     label(shape)                       the shape as people read it
     make_inputs(shape)                 name -> float32 tensor
-    PROVIDERS                          name -> Provider; `imagegen` and `eager` always, any other name is a peer
+    PROVIDERS                          name -> Provider; `imagegen` and `eager` always, `compile` where torch.compile of
+                                       `eager` is not what it should be, any other name is a peer
     reference(**inputs)                the op on float64 inputs
     flops(shape), flops_made(shape, provider)   of one forward: the plain count, and what the provider really does
     bytes_moved(shape, itemsize, direction)     what has to move at least
@@ -35,10 +36,16 @@ def as_they_are(tensors):
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute an op: `run(**tensors)` is timed, `prepare(tensors)` comes once before the clock starts."""
+    """One way to compute an op: `run(**tensors)` is timed, `prepare(tensors)` comes once before the clock starts.
+
+    `layouts` are those it runs in, where it does not run in all; one that needs to `warm_up` compiles in its first
+    call, which takes memory that is not the model's.
+    """
 
     run: Callable
     prepare: Callable = as_they_are
+    layouts: tuple = tuple(LAYOUTS)
+    warm_up: bool = False
 
 
 @dataclass(frozen=True)

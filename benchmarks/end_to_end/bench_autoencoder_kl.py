@@ -1,0 +1,56 @@
+"""The decoder of Stable Diffusion's autoencoder: latents to an image of eight times their size."""
+
+import torch
+
+from benchmarks.end_to_end.models import Model
+from imagegen._optional import require
+
+SHAPES = ((1, 32), (1, 64))  # (B, H) of the latents; W = H
+QUICK_SHAPES = ()
+TINY_SHAPE = (1, 2)
+DTYPES = ("float32",)
+LAYOUTS = ("nchw", "channels_last")
+DIRECTIONS = ("forward",)
+GRADIENTS = ()
+TOLERANCE = 1e-4
+NOTE = (
+    "AutoencoderKL.decode in the configuration of Stable Diffusion 1: 128, 256, 512 and 512 channels, two layers per "
+    "block. FLOP: torch's count; the roofline of imagegen counts 2.25 multiplications per output and "
+    "weight plane of a 3x3 convolution instead of 9, after upsampling 25 instead of 144 for 16 outputs."
+)
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        diffusers = require("diffusers", "benchmarking whole models")
+        self.vae = diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+        self.vae.encoder = None
+
+    def forward(self, latents):
+        return self.vae.decode(latents).sample
+
+
+def label(shape):
+    B, H = shape
+    return f"({B}, 4, {H}x{H})"
+
+
+def make_inputs(shape):
+    B, H = shape
+    return {"x": torch.randn(B, 4, H, H)}
+
+
+def call(decoder, x):
+    return decoder(x)
+
+
+MODEL = Model(Decoder, call, make_inputs)
+PROVIDERS = MODEL.providers(openvino=("f32", "bf16"))
+reference, flops, flops_made, bytes_moved = MODEL.reference, MODEL.flops, MODEL.flops_made, MODEL.bytes_moved

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+
+from benchmarks import runner, suite
+from benchmarks.end_to_end import models
+
+pytest.importorskip("diffusers", reason="whole models are diffusers'")
+MODELS = suite.find("end_to_end")
+SMALL = ["autoencoder_tiny", "unet_2d", "unet_2d_training"]
+
+
+def tiny(op):
+    shape = suite.load("end_to_end", op).TINY_SHAPE
+    return suite.Case("end_to_end", op, shape, "float32", "forward", 1, "cpu")
+
+
+def test_files_are_found_by_name():
+    assert {*SMALL, "autoencoder_kl", "unet_2d_condition"} == set(MODELS)
+
+
+@pytest.mark.parametrize("op", MODELS)
+def test_a_file_says_all_that_is_needed(op):
+    bench = suite.load("end_to_end", op)
+    assert list(bench.PROVIDERS)[:3] == ["imagegen", "eager", "compile"]
+    assert bench.DTYPES == ("float32",) and set(bench.LAYOUTS) <= set(suite.LAYOUTS) and bench.NOTE
+    assert len({bench.label(shape) for shape in bench.SHAPES}) == len(bench.SHAPES)
+    assert bench.TOLERANCE <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "tera"),
+    [("autoencoder_kl", (1, 64), 2.48), ("unet_2d_condition", (2, 64), 1.61), ("unet_2d", (1, 32), 0.0121)],
+)
+def test_flop_are_those_known_of_the_published_models(op, shape, tera):
+    bench = suite.load("end_to_end", op)
+    plain, made = bench.flops(shape), bench.flops_made(shape, "imagegen")
+    assert plain == pytest.approx(tera * 1e12, rel=0.05)
+    assert bench.flops_made(shape, "eager") == plain and 0.2 * plain < made < 0.7 * plain
+
+
+@pytest.mark.parametrize("op", SMALL)
+def test_providers_pass_and_what_is_checked_is_not_nothing(op):
+    bench = suite.load("end_to_end", op)
+    skip = [name for name in bench.PROVIDERS if name not in ("imagegen", "eager")]
+    rows = runner.run_case(tiny(op), seconds=0, skip=skip, with_memory=False)
+    assert [(row["provider"], row["layout"]) for row in rows] == [
+        (provider, layout) for provider in ("imagegen", "eager") for layout in ("nchw", "channels_last")
+    ]
+    assert all(row["failure"] is None and row["passed"] and row["error"] < 2e-5 for row in rows)
+    y = bench.reference(**{name: t.double() for name, t in bench.make_inputs(bench.TINY_SHAPE).items()})
+    assert y.std() > 1e-3 * y.abs().mean() and math.isfinite(y.norm())
+
+
+def test_a_wrong_model_gets_no_speed_up(monkeypatch):
+    bench = suite.load("end_to_end", "autoencoder_tiny")
+
+    def spoil(module):
+        with torch.no_grad():
+            next(module.parameters()).view(-1)[0] += 0.1
+
+    monkeypatch.setattr(models.imagegen, "optimize", spoil)
+    bench.MODEL.made.clear()
+    rows = runner.run_case(tiny("autoencoder_tiny"), seconds=0, skip=["compile", "openvino-f32"], with_memory=False)
+    bench.MODEL.made.clear()
+    assert not any(row["passed"] for row in rows if row["provider"] == "imagegen")
+
+
+def test_only_the_last_model_is_kept():
+    for op in SMALL[:2]:
+        bench = suite.load("end_to_end", op)
+        bench.PROVIDERS["eager"].run(**bench.make_inputs(bench.TINY_SHAPE))
+    assert suite.load("end_to_end", SMALL[0]).MODEL.made == {} and models.Model.kept is bench.MODEL
