@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_sim import simulator
 from helpers import DTYPES, check, relative_error
+from test_cuda_build import cuobjdump
 from triton_ahead_of_time import compile_kernel
 
 from imagegen.ops import eager
@@ -159,7 +160,7 @@ def test_sanitizers_find_nothing(sanitizer, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not there")
+@pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
 @pytest.mark.parametrize("architecture", ["80", "86", "89", "90a", "100", "120"])
 @pytest.mark.parametrize("stem", ["attention", "attention_backward"])
 def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
@@ -172,7 +173,7 @@ def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_pat
     stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert len(stacks) >= 9
     assert set(stacks) == {("0", "0", "0")}
-    sass = subprocess.run(["cuobjdump", "--dump-sass", built], capture_output=True, text=True, check=True).stdout
+    sass = subprocess.run([cuobjdump(), "--dump-sass", built], capture_output=True, text=True, check=True).stdout
     for kernel in sass.split("Function : ")[1:]:
         assert all(f" {name}" in kernel for name in ("HMMA", "LDGSTS")), kernel.splitlines()[0]
 

@@ -38,7 +38,7 @@ def attention(q, k, v, mask, causal, scale):
     if out.numel() == 0 or Lk == 0:
         return out.zero_(), lse.fill_(-math.inf)
     whole = Lk <= WHOLE_KEYS and D <= WIDEST
-    tile = forward_tile(D, q.element_size(), _masks_scores(mask), _capability(q))
+    tile = _tile(q, forward_tile, D, q.element_size(), _masks_scores(mask))
     BN, N1 = pieces(Lk) if whole else (tile.columns, 0)
     with torch.cuda.device_of(q):
         attention_kernel[triton.cdiv(Lq, tile.rows) * B * H, _column_blocks(D, WIDEST)](
@@ -70,7 +70,7 @@ def attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_
     constants = _constants(q, k, mask, causal, [q, k, v, grad, dq, dk, dv])
 
     def run(kernel, tiles, widest, programs, *outputs, **options):
-        tile = tiles(D, q.element_size(), _capability(q))
+        tile = _tile(q, tiles, D, q.element_size())
         kernel[programs(tile)](
             *inputs,
             *outputs,
@@ -127,8 +127,9 @@ def pieces(n):
     return (2 * first, 0) if rest == first else (first, rest)
 
 
-# Tiles of which no kernel spills a register on sm_80, sm_90 or sm_100, as tests/ops/test_attention_gpu.py sees when it
-# compiles them; where the generations differ, sm_80's shared memory and registers decide.
+# Tiles of which no kernel of two-byte elements spills a register on sm_80, sm_90 or sm_100, as
+# tests/ops/test_attention_gpu.py sees when it compiles them. float, each operand of which becomes two of tf32, still
+# spills at D of 128 and more; where the library has CUDA kernels those come first. capability is the major one.
 
 
 def forward_tile(D, element_size, masks_scores, capability):
@@ -161,10 +162,15 @@ def mask_gradient_tile(D, element_size, capability):
     return Tile(64, 32, 8, 2) if element_size == 2 else Tile(32, 32, 8, 1)
 
 
-def _capability(q):
-    """The major compute capability; consumer GPUs of 12 have the matrix instructions and shared memory of 8."""
-    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 9
-    return 8 if major == 12 else major
+# The interpreter takes as long for a large tile as for a small one.
+_INTERPRETED = Tile(128, 128, warps=1, stages=1)
+
+
+def _tile(q, tiles, *shape):
+    if not q.is_cuda:
+        return _INTERPRETED
+    major = torch.cuda.get_device_capability(q.device)[0]
+    return tiles(*shape, 8 if major == 12 else major)  # sm_120 has the matrix instructions and shared memory of sm_8x
 
 
 def _column_blocks(D, widest):
