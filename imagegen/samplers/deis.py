@@ -12,7 +12,8 @@ def deis(path, *, order=2, lower_order_final=True):
 
     x'/alpha' = x/alpha + sum_j epsilon_j integral of prod_{k != j} (u - u_k) / (u_j - u_k) e^u du
 
-    The first order is DDIM. lower_order_final: fewer than 15 steps end with orders 2 and 1.
+    written as the first order, which is DDIM, and differences of epsilons, for x/alpha and rho are large where
+    x'/alpha' is not. lower_order_final: fewer than 15 steps end with orders 2 and 1.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"deis: order must be 1, 2 or 3, got {order}")
@@ -21,12 +22,12 @@ def deis(path, *, order=2, lower_order_final=True):
         history, slot = table.ring(i)
         epsilons = [table.epsilon(here), *history]
         p = path.order_at(i, order, settles_below=15 if lower_order_final else 0)
-        if p == 1:
-            x_next = to.alpha * table.x0 + to.sigma * epsilons[0]
-        else:
-            u = np.array([-path[i - j].lam for j in range(p)])
-            weights = [_integral(lagrange(u, j), -to.lam) - _integral(lagrange(u, j), -here.lam) for j in range(p)]
-            x_next = to.alpha * (table.x / here.alpha + sum(w * e for w, e in zip(weights, epsilons, strict=False)))
+        x_next = to.alpha * table.x0 + to.sigma * epsilons[0]
+        u = np.array([-path[i - j].lam for j in range(p)])
+        for j in range(1, p):
+            # The weights of all epsilons sum to rho' - rho, which DDIM gives the first: differences are left.
+            weight = _integral(lagrange(u, j), -to.lam) - _integral(lagrange(u, j), -here.lam)
+            x_next = x_next + to.alpha * weight * (epsilons[j] - epsilons[0])
         table.add(here, x_next, to, epsilons[0], slot)
     return table
 

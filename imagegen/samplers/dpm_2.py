@@ -25,5 +25,5 @@ def dpm_2_ancestral(path, *, eta=1.0, noise_scale=1.0):
         x_mid = table.x + (middle.sigma - here.sigma) * table.epsilon(here)
         table.add(here, x_mid, middle, store=table.x)
         x_next = table.h[0] + (down - here.sigma) * table.epsilon(middle)
-        table.add(middle, x_next + noise_scale * up * table.n, to)
+        table.add_second_stage(middle, x_next + noise_scale * up * table.n, to)
     return table

@@ -21,7 +21,7 @@ def dpmpp_2s_ancestral(path, *, eta=1.0, noise_scale=1.0):
         middle, ratio = path.between(math.sqrt(here.sigma * down)), down / here.sigma
         half = middle.sigma / here.sigma
         table.add(here, half * table.x + (1 - half) * table.x0, middle, store=ratio * table.x)
-        table.add(middle, table.h[0] + (1 - ratio) * table.x0 + noise_scale * up * table.n, to)
+        table.add_second_stage(middle, table.h[0] + (1 - ratio) * table.x0 + noise_scale * up * table.n, to)
     return table
 
 
@@ -54,5 +54,5 @@ def dpmpp_sde(path, *, eta=1.0, r=0.5, noise_scale=1.0):
         table.add(here, mu_1 + noise_scale * up_1 * table.n, middle, store=kept - c * mu_1)
         fresh = math.sqrt(max(0.0, up_2**2 - (c * up_1) ** 2))
         x_next = table.h[0] + c * table.x + (1 - down_2 / here.sigma) * f * table.x0 + noise_scale * fresh * table.n
-        table.add(middle, x_next, to)
+        table.add_second_stage(middle, x_next, to)
     return table

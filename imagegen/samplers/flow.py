@@ -30,7 +30,7 @@ def flow_heun(path):
             table.add(here, table.x + step * v, to)
             break
         table.add(here, table.x + step * v, to, store=table.x + step / 2 * v)
-        table.add(to, table.h[0] + step / 2 * _velocity(table, to), to)
+        table.add_second_stage(to, table.h[0] + step / 2 * _velocity(table, to), to)
     return table
 
 

@@ -21,5 +21,5 @@ def heun(path, *, churn=0.0, churn_min=0.0, churn_max=math.inf, noise_scale=1.0)
             break
         end = path.between(levels[i]) if to.sigma > levels[i] else to
         table.add(here, table.x + step * epsilon, end, store=table.x + step / 2 * epsilon)
-        table.add(end, table.h[0] + step / 2 * table.epsilon(end) + kicks[i] * table.n, to)
+        table.add_second_stage(end, table.h[0] + step / 2 * table.epsilon(end) + kicks[i] * table.n, to)
     return table

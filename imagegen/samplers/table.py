@@ -61,6 +61,19 @@ class Table:
         self._rows.append(row)
         self._scales.append(here.scale)
 
+    def add_second_stage(self, here, x_next, to):
+        """A row that adds to what the row before stored in slot 0.
+
+        What it takes of x is stored, too, where the first stage made that of x, x_0 and m alone, without noise: numbers
+        of the size of sigma that would cancel in float32 then do so here, and x isn't read.
+        """
+        self.add(here, x_next, to)
+        first, second = self._rows[-2:]
+        c_x, c_n, q_x = 4, 7, len(first) - 6
+        if not first[c_n]:
+            first[q_x : q_x + 3] += second[c_x] * first[c_x:c_n]
+            second[c_x] = 0
+
     def _folded(self, combination, a, here):
         """Where x_0 is not clipped it is linear in x and m, too: three reads and roundings become two."""
         if combination[1] and not self.path.clipped:

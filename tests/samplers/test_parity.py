@@ -41,17 +41,18 @@ class Case:
 
     @property
     def tolerance(self):
-        """(in float64, in float32)"""
-        cosine = getattr(self.schedule, "kind", None) == "cosine"  # sigma reaches 24,000, half of zero SNR's
-        double = 1e-8
+        """(in float64, in float32) of the largest value: the design's, and what rounding forces beyond."""
+        cosine = getattr(self.schedule, "kind", None) == "cosine"  # sigma reaches 24,000
+        double, single = 1e-8, 2e-5
+        if cosine or self.ours.get("order") == 3:
+            single = 1e-4  # three points of a ramp may be nearly one
         if self.name == "ddim" and self.hard:
             double = 1e-7  # their sqrt(sigma'^2 - std^2) is all rounding at eta = 1
-        if self.name == "heun" and cosine:
-            double = 1e-5  # their second stage, and ours, subtracts numbers of size sigma from one another
-        single = 2e-4 if cosine else 2e-5
-        if self.ours.get("order") == 3 or self.name == "dpmpp_3m_sde":
-            single = 2e-4  # three points of a ramp that are nearly one, extrapolated
-        return double, math.inf if self.hard or (self.name == "heun" and cosine) else single
+        if self.name == "heun" and self.ours.get("clip"):  # a step of many sigma' weighs x_0 by their number
+            double, single = (1e-4, math.inf) if cosine else (double, 1e-3)
+        if self.name == "deis" and cosine:  # epsilons of rho = 24,000 extrapolate to those of rho = 1
+            double, single = 1e-7, math.inf
+        return double, math.inf if self.hard else single
 
 
 BETAS = {
