@@ -70,6 +70,17 @@ struct SamplerStepParams {
   void* magnitudes;  // [samples, size] |x_0|
 };
 
+// Where the rows are for the GPU, whose host does not read them: a launch never waits for the device.
+struct StepRows {
+  double value[kStepColumns + kStepMaxSlots];  // the one row, where the host has it
+  const void* data;                            // else the rows, or the table, on the device
+  bool is_double, by_sample;
+  int64_t count, row_stride, column_stride;
+  const int64_t* index;  // which row of the table; by_sample: one for each sample
+  int64_t index_stride;
+  uint32_t packed;  // bit i: operand i's elements lie side by side, four of them aligned
+};
+
 constexpr int64_t kStepBlock = 1024;  // elements at a time: a block of every term stays in L1
 
 static constexpr int64_t step_blocks(int64_t size) {
@@ -219,6 +230,13 @@ inline std::vector<StepView> step_slots(const std::vector<Tensor>& slots, const 
   return views;
 }
 
+// Those of the form in place: state[1], state[2], …
+inline std::vector<StepView> step_slots(const Tensor& state) {
+  std::vector<StepView> views;
+  for (int64_t k = 1; k < state.size(0); ++k) views.push_back(step_view(state, k));
+  return views;
+}
+
 inline void check_step_state(const Tensor& state) {
   IMAGEGEN_CHECK(state.dim() >= 2 && state.size(0) > 0, "sampler_step_: state must be a tensor (1 + K, B, …), got ",
                  shape_string(state));
@@ -271,6 +289,38 @@ inline Tensor new_model_input(const StepView& x, const Tensor& on, int64_t copie
   const bool last = size.size() == 4 && size[1] > 1 && x.stride[1] == 1 && !x.contiguous();
   return torch::stable::empty(size, type, std::nullopt, on.device(), std::nullopt,
                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// x', what is stored, the next model input.
+inline std::vector<Tensor> new_step_outputs(const StepView& view, const Tensor& x, bool store,
+                                            const SamplerStepArguments& a) {
+  std::vector<Tensor> outputs{torch::stable::empty_like(x)};
+  if (store) outputs.push_back(torch::stable::empty_like(x));
+  if (a.copies) outputs.push_back(new_model_input(view, x, a.copies, a.model_input_dtype));
+  return outputs;
+}
+
+// stored: null where what is stored goes to the slots themselves; its data is null where nothing is.
+inline void set_step_operands(SamplerStepParams& p, const StepView& x, const std::vector<StepView>& slots,
+                              const SamplerStepArguments& a, const std::vector<int64_t>& axes, const StepView& next,
+                              const StepView* stored, const StepView* model_input) {
+  const auto set = [&](int name, const StepView& view) { p.operand[name] = step_operand(view, axes); };
+  const auto set_tensor = [&](int name, const std::optional<Tensor>& t) {
+    if (t) set(name, step_view(*t));
+  };
+  set(kX, x);
+  set(kModelOutput, step_view(a.model_output));
+  set_tensor(kUncondOutput, a.uncond_output);
+  set_tensor(kNoise, a.noise);
+  set_tensor(kMask, a.mask);
+  set_tensor(kKnown, a.known);
+  set_tensor(kKnownNoise, a.known_noise);
+  for (size_t k = 0; k < slots.size(); ++k)
+    if (slots[k].data) set(kSlots + static_cast<int>(k), slots[k]);
+  set(kNext, next);
+  p.in_place = stored == nullptr;
+  if (stored) set(kStored, *stored);
+  if (model_input) set(kModelInput, *model_input);
 }
 
 // All but operands, rows and memory.

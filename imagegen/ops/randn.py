@@ -66,6 +66,19 @@ def signed(seed):
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-_library.register("randn", fake=lambda out, seed, step, stream, first: None)
+def _randn_triton(out, seed, step, stream, first):
+    from .triton.randn_kernel import randn  # here, not above: importing Triton takes a second
 
-_IMPLEMENTATIONS = {"eager": eager.randn, "cpu": _library.op("randn")}
+    randn(out, seed, step, stream, first)
+
+
+_library.define("randn_triton(Tensor(a!) out, int seed, int step, int stream, int first) -> ()", _randn_triton)
+for twin in ("", "_triton"):
+    _library.register(f"randn{twin}", fake=lambda out, seed, step, stream, first: None)
+
+_IMPLEMENTATIONS = {
+    "eager": eager.randn,
+    "cpu": _library.op("randn"),
+    "cuda": _library.op("randn"),
+    "triton": _library.op("randn_triton"),
+}

@@ -317,17 +317,45 @@ def _check_row(x, row, step, slots):
 def _fake(x, model_output, uncond_output, slots, *rest):
     *_, store, copies, dtype = rest
     outputs = [torch.empty_like(x) for _ in range(1 + store)]
-    return outputs + ([_fake_model_input(x, copies, dtype)] if copies else [])
+    return outputs + ([new_model_input(x, copies, dtype)] if copies else [])
 
 
 def _fake_inplace(state, *rest):
     *_, copies, dtype = rest
-    return _fake_model_input(state[0], copies, dtype)
+    return new_model_input(state[0], copies, dtype)
 
 
-def _fake_model_input(x, copies, dtype):
+def new_model_input(x, copies, dtype):
     shape = (copies * x.size(0), *x.shape[1:])
     return x.new_empty(shape, dtype=dtype).to(memory_format=memory_format(x))
+
+
+def _sampler_step_triton(*arguments):
+    from .triton.sampler_step_kernel import sampler_step  # here, not above: importing Triton takes a second
+
+    _check_operator(arguments[0], *arguments[1:])
+    return sampler_step(*arguments)
+
+
+def _sampler_step_inplace_triton(state, *arguments):
+    from .triton.sampler_step_kernel import sampler_step_
+
+    model_output, uncond_output, *rest = arguments
+    *rest, copies, dtype = rest
+    _check_operator(state[0], model_output, uncond_output, state[1:], *rest, False, copies, dtype)
+    return sampler_step_(state, *arguments)
+
+
+def _check_operator(
+    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, scale, rescale, clip,
+    threshold, seed, step, first, store, copies, model_input_dtype,
+):  # fmt: skip
+    guidance = (scale if guidance is None else guidance) if uncond_output is not None else None
+    slots = [None if h.shape == (0,) and x.shape != (0,) else h for h in slots]
+    _check(
+        x, model_output, row, uncond_output, guidance, rescale, slots, noise, None, step if index is None else index,
+        first, clip, threshold, mask, known, known_noise, copies, model_input_dtype,
+    )  # fmt: skip
 
 
 def _setup_context(ctx, inputs, output):
@@ -388,9 +416,34 @@ _library.register(
         torch.empty_like(t) for t, wants in zip(tensors, wanted, strict=True) if wants
     ],
 )
-_library.register("sampler_step", fake=_fake, setup_context=_setup_context, backward=_backward)
-_library.register("sampler_step_", fake=_fake_inplace)
+_OPTIONS = (
+    "Tensor row, Tensor? index, Tensor? guidance, float scale, float rescale, float? clip, float? threshold, "
+    "int? seed, int step, int first"
+)
+_library.define(
+    "sampler_step_triton(Tensor x, Tensor model_output, Tensor? uncond_output, Tensor[] slots, Tensor? noise, Tensor? "
+    f"mask, Tensor? known, Tensor? known_noise, {_OPTIONS}, bool store, int copies, ScalarType model_input_dtype) -> "
+    "Tensor[]",
+    _sampler_step_triton,
+)
+_library.define(
+    "sampler_step_triton_(Tensor(a!) state, Tensor model_output, Tensor? uncond_output, Tensor? noise, Tensor? mask, "
+    f"Tensor? known, Tensor? known_noise, {_OPTIONS}, int copies, ScalarType model_input_dtype) -> Tensor",
+    _sampler_step_inplace_triton,
+)
+for twin in ("", "_triton"):
+    _library.register(f"sampler_step{twin}", fake=_fake, setup_context=_setup_context, backward=_backward)
+    _library.register(f"sampler_step{twin}_", fake=_fake_inplace)
 
-
-_IMPLEMENTATIONS = {"eager": eager.sampler_step, "cpu": _library.past_autograd("sampler_step")}
-_INPLACE_IMPLEMENTATIONS = {"eager": eager.sampler_step_, "cpu": _library.past_autograd("sampler_step_")}
+_IMPLEMENTATIONS = {
+    "eager": eager.sampler_step,
+    "cpu": _library.past_autograd("sampler_step"),
+    "cuda": _library.past_autograd("sampler_step"),
+    "triton": _library.past_autograd("sampler_step_triton"),
+}
+_INPLACE_IMPLEMENTATIONS = {
+    "eager": eager.sampler_step_,
+    "cpu": _library.past_autograd("sampler_step_"),
+    "cuda": _library.past_autograd("sampler_step_"),
+    "triton": _library.past_autograd("sampler_step_triton_"),
+}

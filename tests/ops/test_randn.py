@@ -3,13 +3,19 @@ import math
 
 import pytest
 import torch
+from cuda_sim import simulator
 from helpers import DTYPES, backends
+from triton_ahead_of_time import compile_kernel
 
 from imagegen import _library
 from imagegen.ops import _backend, eager, randn
 from imagegen.ops.eager.randn import philox, philox_bits
 
 BACKENDS = pytest.mark.parametrize("backend, device", [pytest.param("eager", "cpu", id="eager"), *backends("randn")])
+# Of the others every bit and normal is compared with these.
+STATISTICS = pytest.mark.parametrize(
+    "backend, device", [b for b in (pytest.param("eager", "cpu", id="eager"), *backends("randn")) if b.id != "triton"]
+)
 SIZE = 1 << 17
 
 
@@ -57,7 +63,7 @@ def test_bits_are_equal_and_normals_nearly(backend, device, shape):
         assert ((ours - theirs).abs() <= (0 if dtype == torch.int32 else 4 * ulp)).all()
 
 
-@BACKENDS
+@STATISTICS
 def test_normals_are_right_to_a_few_units_in_the_last_place(backend, device):
     """Where float64 has an answer for the same words: a million of them, the rare tails included."""
     ours, theirs = torch.empty(4, SIZE, device=device), torch.empty(4, SIZE, device=device)
@@ -90,7 +96,7 @@ def test_same_bits_on_any_number_of_threads():
     assert torch.equal(results[0], results[2])
 
 
-@BACKENDS
+@STATISTICS
 def test_moments_and_distribution(backend, device):
     z = draw(backend, device).double().flatten()
     n = z.numel()
@@ -110,7 +116,7 @@ def kolmogorov_smirnov(z):
     return math.sqrt(n) * max((steps[1:] - cdf).max().item(), (cdf - steps[:-1]).max().item())
 
 
-@BACKENDS
+@STATISTICS
 @pytest.mark.parametrize("other", [{"seed": 1}, {"seed": 1 << 32}, {"step": 1}, {"stream": 1}, {"first": 1}])
 def test_independent_of_other_sequences(backend, device, other):
     a, b = draw(backend, device).double().flatten(), draw(backend, device, **other).double().flatten()
@@ -120,7 +126,7 @@ def test_independent_of_other_sequences(backend, device, other):
         assert abs(((a**2 - 1) * (b.roll(shift) ** 2 - 1)).mean().item()) < 2 * bound
 
 
-@BACKENDS
+@STATISTICS
 def test_neighbours_are_independent(backend, device):
     a = draw(backend, device, (2, SIZE)).double()
     bound = 5 / math.sqrt(SIZE)
@@ -130,7 +136,7 @@ def test_neighbours_are_independent(backend, device):
         assert abs(((a[0] ** 2 - 1) * (a[0].roll(shift) ** 2 - 1)).mean().item()) < 2 * bound
 
 
-@BACKENDS
+@STATISTICS
 def test_pairs_fill_the_circle_evenly(backend, device):
     pairs = draw(backend, device).double().reshape(-1, 2)
     angle = torch.atan2(pairs[:, 1], pairs[:, 0]) / (2 * math.pi) + 0.5
@@ -177,3 +183,31 @@ def test_errors(error, message, options):
     with pytest.raises(error) as caught:
         randn(**{"shape": (2, 3), "seed": 0} | options)
     assert str(caught.value) == f"randn: {message}"
+
+
+def test_cuda_kernel_in_the_simulator():
+    operator = simulator.load("randn").randn
+    for shape in ((1, 1), (3, 5), (2, 63), (2, 1500)):
+        for dtype in (torch.int32, torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            ours, theirs = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+            operator(ours, -9, 8, 7, 6)
+            eager.randn(theirs, -9, 8, 7, 6)
+            if dtype == torch.int32:
+                assert torch.equal(ours, theirs)
+            else:
+                eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+                torch.testing.assert_close(ours, theirs, rtol=4 * eps, atol=0)
+
+
+def test_triton_kernel_compiles_ahead_of_time():
+    pytest.importorskip("triton", reason="triton is not installed")
+    numbers = dict.fromkeys(("size", "seed", "step", "stream", "first"), "i64")
+    variants = [
+        {"signature": {"out": out} | numbers, "constants": {"BITS": bits, "BLOCK": 256}, "divisible": ["out", "size"]}
+        for out, bits in (("*fp32", False), ("*bf16", False), ("*i32", True))
+    ]
+    for builds in compile_kernel("imagegen.ops.triton.randn_kernel", "randn_kernel", variants):
+        for build in builds:
+            print(build)
+            assert build["stack"] == build["local"] == 0, "spills"
+            assert build["registers"] <= 64

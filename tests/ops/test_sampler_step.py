@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from cuda_sim import simulator
 from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton_ahead_of_time import compile_kernel
 
 from imagegen import _library
 from imagegen.ops import randn, sampler_step, sampler_step_
-from imagegen.ops.sampler_step import columns
+from imagegen.ops.sampler_step import _IMPLEMENTATIONS, _INPLACE_IMPLEMENTATIONS, columns
 
 BACKENDS = pytest.mark.parametrize("backend, device", backends("sampler_step"))
 needs_library = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
@@ -382,7 +384,8 @@ def test_quantile_is_exact():
                 torch.testing.assert_close(x0.double(), expected, rtol=1e-6, atol=0)
 
 
-@BACKENDS
+# Not in Triton's interpreter, which takes minutes: its gradient is the same function.
+@pytest.mark.parametrize("backend, device", [b for b in backends("sampler_step") if b.id != "triton"])
 def test_gradcheck(backend, device):
     tensors, run = arguments("all passes", shape=(2, 3, 2, 1), dtype=torch.float64, device=device)
     leaves = [t.requires_grad_() for t in tensors]
@@ -507,3 +510,84 @@ def test_gradcheck_of_the_specification():
         )  # fmt: skip
 
     assert torch.autograd.gradcheck(function, leaves)
+
+
+def triton_variant(*, model="bf16", guided=True, slots=1, rank=None):
+    """One that stores, and draws its noise; of `rank` axes where its tensors are strided."""
+    types = dict.fromkeys(("x", "x_next", "stored"), "*fp32") | dict.fromkeys(
+        ("model_output", "model_input"), f"*{model}"
+    )
+    types |= {"uncond_output": f"*{model}"} if guided else {}
+    numbers = dict.fromkeys(("by_sample", "row_stride", "rows", "samples"), "i32")
+    numbers |= dict.fromkeys(("size", "seed", "step", "first"), "i64") | dict.fromkeys(("scale", "clip"), "fp64")
+    tuples = {"slots": ["*fp32"] * slots, "sample_strides": ["i64"] * (10 + slots)}
+    tuples |= {"sizes": ["i32"] * rank, "strides": ["i32"] * (rank * (10 + slots))} if rank else {}
+    signature = types | numbers | tuples | {"row": "*fp64", "index": "*i64"}
+    constants = {"column_stride": 1, "SEEDED": True, "COPIES": 1 + guided, "IN_PLACE": False, "SLOTS": slots}
+    absent = {
+        "uncond_output",
+        "noise",
+        "mask",
+        "known",
+        "known_noise",
+        "guidance",
+        "factor",
+        "bound",
+        "sizes",
+        "strides",
+    }
+    constants |= dict.fromkeys(absent - signature.keys()) | {"DOUBLE": False, "BLOCK": 256}
+    return {"signature": signature, "constants": constants, "divisible": [*types, "size"]}
+
+
+def test_triton_kernel_compiles_ahead_of_time():
+    pytest.importorskip("triton", reason="triton is not installed")
+    variants = [triton_variant(), triton_variant(guided=False, slots=3, model="fp32"), triton_variant(rank=3)]
+    module = "imagegen.ops.triton.sampler_step_kernel"
+    for builds in compile_kernel(module, "sampler_step_kernel", variants):
+        for build in builds:
+            print(build)
+            assert build["stack"] == build["local"] == 0, "spills"
+            assert build["registers"] <= 160
+
+
+class Simulated:
+    """The CUDA operators as the simulator runs them, called as the public functions are."""
+
+    def __enter__(self):
+        operators = simulator.load("sampler_step")
+        self.functional, self.in_place = _IMPLEMENTATIONS["cpu"], _INPLACE_IMPLEMENTATIONS["cpu"]
+        _IMPLEMENTATIONS["cpu"] = operators.sampler_step.default
+        _INPLACE_IMPLEMENTATIONS["cpu"] = operators.sampler_step_.default
+
+    def __exit__(self, *_):
+        _IMPLEMENTATIONS["cpu"], _INPLACE_IMPLEMENTATIONS["cpu"] = self.functional, self.in_place
+
+
+@needs_library
+@steps
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_cuda_kernel_in_the_simulator(name, dtype):
+    if name == "doubled in bfloat16":
+        dtype = torch.bfloat16
+    with Simulated():
+        for layout in LAYOUTS:
+            compare(name, "cpu", shape=(2, 3, 5, 7), dtype=dtype, layout=layout)
+        compare(name, "cpu", shape=(3, 4, 16, 32), dtype=dtype)
+        compare(name, "cpu", shape=(2, 1, 1, 2), dtype=dtype)
+        test_in_place("cpu", "cpu", name)
+
+
+@needs_library
+def test_cuda_kernel_in_the_simulator_reads_rows_and_makes_noise():
+    with Simulated():
+        test_unread_tensors_are_not_read("cpu", "cpu")
+        test_rows_and_steps_of_their_own("cpu", "cpu")
+        test_quantile_is_exact()
+        for layout in ("contiguous", "channels_last", "slice"):
+            test_generated_noise("cpu", "cpu", layout)
+        x = normals(*SHAPE)
+        table = torch.tensor(np.stack([row(c_x=1.0)] * 3))
+        for step in (-1, 3):  # a counter that left the table
+            assert sampler_step(x, x, table, step=torch.tensor(step), seed=0)[0].isnan().all()
+        assert sampler_step(x, x, table + torch.tensor(row(c_n=1.0)), step=torch.tensor(0))[0].isnan().all()

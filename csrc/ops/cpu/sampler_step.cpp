@@ -83,29 +83,13 @@ void run(const StepView& x, const std::vector<StepView>& slots, const SamplerSte
 
   const bool generates = p.seeded && (!a.noise || (a.mask && !a.known_noise));
   const std::vector<int64_t> axes = step_axes(x, generates);
+  set_step_operands(p, x, slots, a, axes, next, stored, model_input);
   int64_t bytes = 0;
   bool any_double = false;
-  const auto set = [&](int name, const StepView& view) {
-    p.operand[name] = step_operand(view, axes);
-    bytes += p.samples * p.size * (view.type == ScalarType::Double ? 8 : view.type == ScalarType::Float ? 4 : 2);
-    any_double |= view.type == ScalarType::Double;
-  };
-  const auto set_tensor = [&](int name, const std::optional<Tensor>& t) {
-    if (t) set(name, step_view(*t));
-  };
-  set(kX, x);
-  set(kModelOutput, step_view(a.model_output));
-  set_tensor(kUncondOutput, a.uncond_output);
-  set_tensor(kNoise, a.noise);
-  set_tensor(kMask, a.mask);
-  set_tensor(kKnown, a.known);
-  set_tensor(kKnownNoise, a.known_noise);
-  for (size_t k = 0; k < slots.size(); ++k)
-    if (slots[k].data) set(kSlots + k, slots[k]);
-  set(kNext, next);
-  p.in_place = stored == nullptr;
-  if (stored) set(kStored, *stored);
-  if (model_input) set(kModelInput, *model_input);
+  for (const StepOperand& o : p.operand) {
+    if (o.data) bytes += p.samples * p.size * (o.dtype == Dtype::f64 ? 8 : o.dtype == Dtype::f32 ? 4 : 2);
+    any_double |= o.data && o.dtype == Dtype::f64;
+  }
   for (size_t r = 0; r < rows.size(); r += columns) check_row(p, rows.data() + r);
   p.streamed = bytes > kStreamedBytes;
 
@@ -142,9 +126,7 @@ std::vector<Tensor> sampler_step_cpu(const Tensor& x, const Tensor& model_output
   check_sampler_step(view, x, slots.size(), a);
   const std::vector<StepView> slot_views = step_slots(slots, view, x);
 
-  std::vector<Tensor> outputs{torch::stable::empty_like(x)};
-  if (store) outputs.push_back(torch::stable::empty_like(x));
-  if (copies) outputs.push_back(new_model_input(view, x, copies, model_input_dtype));
+  const std::vector<Tensor> outputs = new_step_outputs(view, x, store, a);
   std::vector<StepView> views;
   for (const Tensor& t : outputs) {
     advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
@@ -169,12 +151,9 @@ Tensor sampler_step_inplace_cpu(const Tensor& state, const Tensor& model_output,
   check_step_state(state);
   const StepView x = step_view(state, 0);
   check_sampler_step(x, state, state.size(0) - 1, a);
-  std::vector<StepView> slots;
-  for (int64_t k = 1; k < state.size(0); ++k) slots.push_back(step_view(state, k));
-
   const Tensor model_input = new_model_input(x, state, copies, model_input_dtype);
   const StepView input = step_view(model_input);
-  run(x, slots, a, x, nullptr, copies ? &input : nullptr);
+  run(x, step_slots(state), a, x, nullptr, copies ? &input : nullptr);
   return model_input;
 }
 

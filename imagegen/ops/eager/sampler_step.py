@@ -102,11 +102,36 @@ def coefficients(row, index, x):
     return dict(zip(columns(len(row) - len(columns(0))), row, strict=True))
 
 
+def first_pass(x, model_output, uncond_output, row, index, guidance, scale, rescale, clip, threshold):
+    """(B,) tensors a kernel needs before it starts, without waiting for the device: the factor on the guided output, or
+    None, and s of the threshold, or None."""
+    if not (threshold or (rescale and uncond_output is not None)):
+        return None, None
+    if row.dim() == 1 or (index is not None and index.dim() == 0):
+        row = (row if index is None else row[index])[None]
+    else:
+        row = row if index is None else row[index]
+    c = dict(zip(columns(row.size(1) - len(columns(0))), (_per_sample(c, x) for c in row.unbind(1)), strict=True))
+    m, uncond, factor = _compute(model_output), _compute(uncond_output), None
+    if uncond is not None:
+        g = _per_sample(guidance, x) if guidance is not None else torch.full((), scale, device=x.device, dtype=m.dtype)
+        cond, m = m, g * m + _times(1 - g, uncond)
+        if rescale:
+            factor = rescale * _std(cond) / _std(m) + (1 - rescale)
+            m = m * _per_sample(factor, m)
+    bound = (
+        _quantile((_times(c["a_x"], _compute(x)) + _times(c["a_m"], m)).abs().flatten(1), threshold)
+        if threshold
+        else None
+    )
+    return factor, bound if bound is None else bound.clamp(1, clip)
+
+
 def _guide(cond, uncond, guidance, scale, rescale):
     if uncond is None:
         return cond
     g = scale if guidance is None else guidance
-    m = g * cond + (1 - g) * uncond
+    m = _times(g, cond) + _times(1 - g, uncond)
     if rescale:
         m = m * (rescale * _per_sample(_std(cond) / _std(m), m) + (1 - rescale))
     return m
@@ -148,7 +173,10 @@ def _sum(c, x, **terms):
 
 
 def _times(c, t):
-    return torch.where(c == 0, 0, c * t) if isinstance(c, torch.Tensor) else c * t
+    """c t, where a coefficient of 0 does not read t."""
+    if isinstance(c, torch.Tensor):
+        return torch.where(c == 0, 0, c * t)
+    return c * t if c else torch.zeros_like(t)
 
 
 def _is_zero(c):
