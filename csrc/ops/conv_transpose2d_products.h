@@ -52,7 +52,28 @@ struct ConvTranspose4TransposeF2 {
   static constexpr double kA[kOut][kProducts] = {{1, 1, 0, 1, 1, 0}, {1, 0, 1, 1, 0, 1}};
 };
 
-// The gradient of the weights: the products of the transpose, with sums of x in place of the weights.
+// Inputs g[2i-1 .. 2i+8], outputs gx[i .. i+3]: the even of g, then the odd.
+struct ConvTranspose4TransposeF4 {
+  static constexpr int kStep = 8, kOffset = -1, kIn = 10, kOut = 4, kData = 10, kWeights = 10, kProducts = 10;
+  static constexpr double kB[kData][kIn] = {{0, 4, 0, 0, 0, -5, 0, 0, 0, 1},  {0, 0, 0, -4, 0, -4, 0, 1, 0, 1},
+                                            {0, 0, 0, 4, 0, -4, 0, -1, 0, 1}, {0, 0, 0, -2, 0, -1, 0, 2, 0, 1},
+                                            {0, 0, 0, 2, 0, -1, 0, -2, 0, 1}, {4, 0, 0, 0, -5, 0, 0, 0, 1, 0},
+                                            {0, 0, -4, 0, -4, 0, 1, 0, 1, 0}, {0, 0, 4, 0, -4, 0, -1, 0, 1, 0},
+                                            {0, 0, -2, 0, -1, 0, 2, 0, 1, 0}, {0, 0, 2, 0, -1, 0, -2, 0, 1, 0}};
+  static constexpr double kG[kWeights][4] = {
+      {0, .25, 0, 0},           {0, -1. / 6, 0, -1. / 6},  {0, -1. / 6, 0, 1. / 6},
+      {0, 1. / 24, 0, 1. / 12}, {0, 1. / 24, 0, -1. / 12}, {.25, 0, 0, 0},
+      {-1. / 6, 0, -1. / 6, 0}, {-1. / 6, 0, 1. / 6, 0},   {1. / 24, 0, 1. / 12, 0},
+      {1. / 24, 0, -1. / 12, 0}};
+  static constexpr int kDataOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+                       kWeightOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  static constexpr double kA[kOut][kProducts] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                                                 {0, 1, -1, 2, -2, 0, 1, -1, 2, -2},
+                                                 {0, 1, 1, 4, 4, 0, 1, 1, 4, 4},
+                                                 {0, 1, -1, 8, -8, 0, 1, -1, 8, -8}};
+};
+
+// The gradient of the weights: the products of the transpose by F(2,2), with sums of x in place of the weights.
 struct ConvTranspose4WeightF2 {
   using Input = ConvTranspose4TransposeF2;
   struct Gradient {
@@ -74,6 +95,26 @@ struct ConvTranspose3ForwardF2 {
   static constexpr double kA[kOut][kProducts] = {{1, 0, 0, 0, 0}, {0, 0, 1, 0, -1}, {0, 1, 0, 0, 0}, {0, 0, 1, 1, 0}};
 };
 
+// Inputs x[i .. i+4], outputs y[2i .. 2i+7]: the even ones take x as it is.
+struct ConvTranspose3ForwardF4 {
+  static constexpr int kStep = 4, kOffset = 0, kIn = 5, kOut = 8, kData = 9, kWeights = 6, kProducts = 9;
+  static constexpr double kB[kData][kIn] = {{1, 0, 0, 0, 0},   {0, 1, 0, 0, 0},   {0, 0, 1, 0, 0},
+                                            {0, 0, 0, 1, 0},   {4, 0, -5, 0, 1},  {0, -4, -4, 1, 1},
+                                            {0, 4, -4, -1, 1}, {0, -2, -1, 2, 1}, {0, 2, -1, -2, 1}};
+  static constexpr double kG[kWeights][3] = {{0, 1, 0},
+                                             {0, 0, .25},
+                                             {-1. / 6, 0, -1. / 6},
+                                             {1. / 6, 0, -1. / 6},
+                                             {1. / 12, 0, 1. / 24},
+                                             {-1. / 12, 0, 1. / 24}};
+  static constexpr int kDataOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8},
+                       kWeightOf[kProducts] = {0, 0, 0, 0, 1, 2, 3, 4, 5};
+  static constexpr double kA[kOut][kProducts] = {{1, 0, 0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 1, 1, 1, 1, 1},
+                                                 {0, 1, 0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 1, -1, 2, -2},
+                                                 {0, 0, 1, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 1, 1, 4, 4},
+                                                 {0, 0, 0, 1, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 1, -1, 8, -8}};
+};
+
 // Inputs g[2i-1 .. 2i+3], outputs gx[i], gx[i+1].
 struct ConvTranspose3TransposeF2 {
   static constexpr int kStep = 4, kOffset = -1, kIn = 5, kOut = 2, kData = 5, kWeights = 4, kProducts = 5;
@@ -82,6 +123,27 @@ struct ConvTranspose3TransposeF2 {
   static constexpr const auto& kG = ConvTranspose3ForwardF2::kG;
   static constexpr int kDataOf[kProducts] = {0, 1, 2, 3, 4}, kWeightOf[kProducts] = {0, 0, 1, 2, 3};
   static constexpr double kA[kOut][kProducts] = {{1, 0, 1, 1, 0}, {0, 1, 1, 0, 1}};
+};
+
+// Inputs g[2i-1 .. 2i+7], outputs gx[i .. i+3].
+struct ConvTranspose3TransposeF4 {
+  static constexpr int kStep = 8, kOffset = -1, kIn = 9, kOut = 4, kData = 9, kWeights = 6, kProducts = 9;
+  static constexpr double kB[kData][kIn] = {
+      {0, 1, 0, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 1, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 1, 0, 0, 0},
+      {0, 0, 0, 0, 0, 0, 0, 1, 0},   {4, 0, 0, 0, -5, 0, 0, 0, 1},  {0, 0, -4, 0, -4, 0, 1, 0, 1},
+      {0, 0, 4, 0, -4, 0, -1, 0, 1}, {0, 0, -2, 0, -1, 0, 2, 0, 1}, {0, 0, 2, 0, -1, 0, -2, 0, 1}};
+  static constexpr double kG[kWeights][3] = {{0, 1, 0},
+                                             {.25, 0, 0},
+                                             {-1. / 6, 0, -1. / 6},
+                                             {-1. / 6, 0, 1. / 6},
+                                             {1. / 24, 0, 1. / 12},
+                                             {1. / 24, 0, -1. / 12}};
+  static constexpr int kDataOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8},
+                       kWeightOf[kProducts] = {0, 0, 0, 0, 1, 2, 3, 4, 5};
+  static constexpr double kA[kOut][kProducts] = {{1, 0, 0, 0, 1, 1, 1, 1, 1},
+                                                 {0, 1, 0, 0, 0, 1, -1, 2, -2},
+                                                 {0, 0, 1, 0, 0, 1, 1, 4, 4},
+                                                 {0, 0, 0, 1, 0, 1, -1, 8, -8}};
 };
 
 struct ConvTranspose3WeightF2 {

@@ -18,8 +18,12 @@ IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_pack_kernel(int64_t kernel, Con
                                                              const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_few_kernel(int64_t kernel, const ProductConvParams&,
                                                          const PackWeightParams&))
-IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_input_kernel(int64_t kernel, const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(
+    ConvTranspose2dAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel, const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+                                                                    const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+                                                                            const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_weight_kernel(int64_t kernel, const ProductConvWeightParams&))
 
 namespace {
@@ -61,12 +65,15 @@ Tensor conv_transpose2d_backward_input_cpu(const Tensor& grad, const Tensor& wei
   Tensor y = new_empty_4d(grad, shape, is_channels_last(grad));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(grad, dtype, y);
-  const auto u =
-      packed_weight("conv_transpose2d_backward_input", weight, dtype, as_it_is, [&](const PackWeightParams& w) {
-        return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype)(weight.size(2), w);
-      });
+  const int64_t kernel = weight.size(2);
+  const auto algorithm = IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_algorithm_kernel, dtype)(kernel, p);
+  const char* name = algorithm == ConvTranspose2dAlgorithm::f4 ? "conv_transpose2d_backward_input F(4,2)"
+                                                               : "conv_transpose2d_backward_input F(2,2)";
+  const auto u = packed_weight(name, weight, dtype, as_it_is, [&](const PackWeightParams& w) {
+    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype)(kernel, algorithm, w);
+  });
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_kernel, dtype)(weight.size(2), p);
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_kernel, dtype)(kernel, algorithm, p);
   return y;
 }
 

@@ -1,16 +1,24 @@
-#include "common/product_conv.h"
 #include "common/product_conv_weight.h"
+#include "ops/conv_transpose2d_algorithm.h"
 #include "ops/conv_transpose2d_products.h"
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
 
-void conv_transpose2d_backward_input_kernel(int64_t kernel, const ProductConvParams& p) {
-  kernel == 4 ? product_conv<ConvTranspose4TransposeF2>(p) : product_conv<ConvTranspose3TransposeF2>(p);
+using Transpose = ConvTranspose2dTables<ConvTranspose4TransposeF2, ConvTranspose4TransposeF4, ConvTranspose3TransposeF2,
+                                        ConvTranspose3TransposeF4>;
+
+ConvTranspose2dAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel, const ProductConvParams& p) {
+  return Transpose::choose(kernel, p);
 }
 
-int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, const PackWeightParams& p) {
-  return kernel == 4 ? product_conv_pack<ConvTranspose4TransposeF2>(p)
-                     : product_conv_pack<ConvTranspose3TransposeF2>(p);
+void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvTranspose2dAlgorithm algorithm,
+                                            const ProductConvParams& p) {
+  Transpose::with(kernel, algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
+}
+
+int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm algorithm,
+                                                    const PackWeightParams& p) {
+  return Transpose::with(kernel, algorithm, [&]<class Alg>() { return product_conv_pack<Alg>(p); });
 }
 
 void conv_transpose2d_backward_weight_kernel(int64_t kernel, const ProductConvWeightParams& p) {
