@@ -141,7 +141,7 @@ def forward_tile(D, element_size, masks_scores, capability):
         return Tile(128, 64, 4, 3) if capability < 10 else Tile(128, 64, 8, 2)
     if D <= 128:
         return Tile(128, 32 if masks_scores else 64, 8, 2)
-    if D <= WIDEST and capability >= 9:
+    if D <= 160 and capability >= 9:
         return Tile(128, 32 if masks_scores else 64, 8, 2)
     return Tile(64, 32, 8, 1)
 
@@ -149,7 +149,7 @@ def forward_tile(D, element_size, masks_scores, capability):
 def query_gradient_tile(D, element_size, capability):
     if element_size > 2:
         return Tile(32, 32, 8, 1) if D <= 128 else Tile(32, 16, 8, 1)
-    return Tile(64, 64, 8, 2) if D <= 128 else Tile(64, 32, 8, 2)
+    return Tile(64, 64, 8, 2) if D <= 128 else Tile(64, 32, 8, 2 if capability >= 9 else 1)
 
 
 def key_gradient_tile(D, element_size, capability):
