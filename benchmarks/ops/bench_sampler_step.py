@@ -54,7 +54,12 @@ def make_inputs(shape):
         inputs["noise"] = torch.randn(image)
     inputs |= {f"h{k}": torch.randn(image) for k in range(sampler.slots)}
     # Which sampler, as tensors may say it: by a size.
-    return inputs | {"sampler": torch.zeros(list(SAMPLERS).index(name) + 1)}
+    number = list(SAMPLERS).index(name) + 1
+    _NUMBERS[number] = _row(name).tolist()
+    return inputs | {"sampler": torch.zeros(number)}
+
+
+_NUMBERS = {}  # of the rows made so far: what torch.compile can trace
 
 
 @lru_cache
@@ -81,7 +86,7 @@ def fused(x, cond, uncond, sampler, noise=None, **slots):
 
 
 def plain(x, cond, uncond, sampler, noise=None, **slots):
-    row = _row(_name(sampler)).tolist()
+    row = _NUMBERS[len(sampler)]
     options = (None, None, GUIDANCE, 0.0, None, None, None, 0, 0, row[-3] >= 0, 2, x.dtype)
     h = tuple(slots.values())
     return eager.sampler_step(x, cond, uncond, h, noise, None, None, None, row, *options)[0]
