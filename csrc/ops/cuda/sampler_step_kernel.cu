@@ -57,55 +57,64 @@ struct alignas(sizeof(S) == 8 ? 16 : 4 * sizeof(S)) Four {
   S at[kQuad];
 };
 
-template <class S, class T>
-INLINE void load_as(const StepOperand& o, bool packed, int64_t sample, int64_t first, int n, T* v) {
-  const S* p = static_cast<const S*>(o.data) + sample * o.sample_stride;
-  if (packed && n == kQuad) {
-    const Four<S> four = *reinterpret_cast<const Four<S>*>(p + first);
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) v[j] = static_cast<T>(to_compute(four.at[j]));
-  } else {
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j) v[j] = j < n ? static_cast<T>(to_compute(p[offset_of(o, first + j)])) : T(0);
+// Calls f.template operator()<S>() for an operand's element type.
+template <class F>
+INLINE void with_element(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::f32: return f.template operator()<float>();
+    case Dtype::bf16: return f.template operator()<bf16>();
+    case Dtype::f16: return f.template operator()<fp16>();
+    default: return f.template operator()<double>();
   }
 }
 
-// n of four elements; zeros where the tensor is not wanted, which is then not read.
+// n of four elements; zeros where the tensor is not wanted, which is then not read. Strides are walked one element at a
+// time by code that is there once: unrolled for every dtype it took minutes to compile.
 template <class T>
 INLINE void load(const StepOperand& o, bool packed, int64_t sample, int64_t first, int n, bool wanted, T* v) {
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) v[j] = T(0);
   if (!wanted) return;
-  switch (o.dtype) {
-    case Dtype::f32: return load_as<float>(o, packed, sample, first, n, v);
-    case Dtype::bf16: return load_as<bf16>(o, packed, sample, first, n, v);
-    case Dtype::f16: return load_as<fp16>(o, packed, sample, first, n, v);
-    default: return load_as<double>(o, packed, sample, first, n, v);
-  }
-}
-
-template <class S, class T>
-INLINE void store_as(const StepOperand& o, bool packed, int64_t sample, int64_t first, int n, const T* v) {
-  S* p = static_cast<S*>(o.data) + sample * o.sample_stride;
-  Four<S> four;
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) four.at[j] = from_compute<S>(static_cast<Compute<S>>(v[j]));
   if (packed && n == kQuad) {
-    *reinterpret_cast<Four<S>*>(p + first) = four;
-  } else {
+    with_element(o.dtype, [&]<class S>() {
+      const S* p = static_cast<const S*>(o.data) + sample * o.sample_stride + first;
+      const Four<S> four = *reinterpret_cast<const Four<S>*>(p);
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      if (j < n) p[offset_of(o, first + j)] = four.at[j];
+      for (int j = 0; j < kQuad; ++j) v[j] = static_cast<T>(to_compute(four.at[j]));
+    });
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) {
+    const int64_t offset = sample * o.sample_stride + offset_of(o, first + i);
+    T element = T(0);
+    with_element(o.dtype,
+                 [&]<class S>() { element = static_cast<T>(to_compute(static_cast<const S*>(o.data)[offset])); });
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) v[j] = i == j ? element : v[j];  // registers have no index
   }
 }
 
 template <class T>
 INLINE void store(const StepOperand& o, bool packed, int64_t sample, int64_t first, int n, const T* v) {
-  switch (o.dtype) {
-    case Dtype::f32: return store_as<float>(o, packed, sample, first, n, v);
-    case Dtype::bf16: return store_as<bf16>(o, packed, sample, first, n, v);
-    case Dtype::f16: return store_as<fp16>(o, packed, sample, first, n, v);
-    default: return store_as<double>(o, packed, sample, first, n, v);
+  if (packed && n == kQuad) {
+    with_element(o.dtype, [&]<class S>() {
+      Four<S> four;
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) four.at[j] = from_compute<S>(static_cast<Compute<S>>(v[j]));
+      *reinterpret_cast<Four<S>*>(static_cast<S*>(o.data) + sample * o.sample_stride + first) = four;
+    });
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) {
+    const int64_t offset = sample * o.sample_stride + offset_of(o, first + i);
+    T element = v[0];
+#pragma unroll
+    for (int j = 1; j < kQuad; ++j) element = i == j ? v[j] : element;
+    with_element(o.dtype, [&]<class S>() {
+      static_cast<S*>(o.data)[offset] = from_compute<S>(static_cast<Compute<S>>(element));
+    });
   }
 }
 
