@@ -30,8 +30,7 @@ def providers(monkeypatch):
 
 
 @pytest.mark.parametrize("direction", suite.DIRECTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "dtype"), [(op, dtype) for op in OPS for dtype in suite.load("ops", op).DTYPES])
 def test_the_plain_providers_and_peers_pass(op, dtype, direction):
     rows = run_tiny(tiny(op, dtype, direction), skip=("compile", "imagegen"))
     assert [row["failure"] for row in rows] == [None] * len(rows)
