@@ -548,7 +548,7 @@ def test_triton_kernel_compiles_ahead_of_time():
         for build in builds:
             print(build)
             assert build["stack"] == build["local"] == 0, "spills"
-            assert build["registers"] <= 160
+            assert build["registers"] <= 168  # three blocks of 128 threads to a multiprocessor
 
 
 class Simulated:
