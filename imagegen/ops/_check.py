@@ -32,3 +32,26 @@ def check_shape(op, argument, t, shape, x):
         raise ValueError(
             f"{op}: {argument} must have shape {tuple(shape)} to match x {tuple(x.shape)}, got {tuple(t.shape)}"
         )
+
+
+def check_conv3x3(op, x, weight, bias):
+    """What a 3x3 convolution asks of its input and parameters."""
+    check_dtype(op, "x", x)
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must have shape (B, C, H, W), got {tuple(x.shape)}")
+    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the dtypes one
+    check_same_device(op, "weight", weight, x)
+    if not autocast:
+        check_same_dtype(op, "weight", weight, x)
+    if weight.dim() != 4:
+        raise ValueError(f"{op}: weight must have shape (Cout, C, 3, 3), got {tuple(weight.shape)}")
+    check_shape(op, "weight", weight, (weight.size(0), x.size(1), 3, 3), x)
+    if bias is not None:
+        check_same_device(op, "bias", bias, x)
+        if not autocast:
+            check_same_dtype(op, "bias", bias, x)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{op}: bias must have shape ({weight.size(0)},) to match weight {tuple(weight.shape)}, "
+                f"got {tuple(bias.shape)}"
+            )

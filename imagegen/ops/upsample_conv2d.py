@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import check_dtype, check_same_device, check_same_dtype, check_shape
+from ._check import check_conv3x3
 from ._layout import memory_format
 
 
@@ -38,25 +38,7 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", backend=None):
 
 def _check(x, weight, bias, activation):
     op = "upsample_conv2d"
-    check_dtype(op, "x", x)
-    if x.dim() != 4:
-        raise ValueError(f"{op}: x must have shape (B, C, H, W), got {tuple(x.shape)}")
-    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the dtypes one
-    check_same_device(op, "weight", weight, x)
-    if not autocast:
-        check_same_dtype(op, "weight", weight, x)
-    if weight.dim() != 4:
-        raise ValueError(f"{op}: weight must have shape (Cout, C, 3, 3), got {tuple(weight.shape)}")
-    check_shape(op, "weight", weight, (weight.size(0), x.size(1), 3, 3), x)
-    if bias is not None:
-        check_same_device(op, "bias", bias, x)
-        if not autocast:
-            check_same_dtype(op, "bias", bias, x)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{op}: bias must have shape ({weight.size(0)},) to match weight {tuple(weight.shape)}, "
-                f"got {tuple(bias.shape)}"
-            )
+    check_conv3x3(op, x, weight, bias)
     check_activation(op, "activation", activation)
 
 
