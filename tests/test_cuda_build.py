@@ -17,14 +17,6 @@ def cuobjdump():
     return bundled if bundled and bundled.exists() else shutil.which("cuobjdump")
 
 
-def _allowed(kernel):
-    """Bytes of stack: none, but for sampler_step, which walks the strides of any tensor; a few spills beside its loads.
-
-    TODO: none for its float kernel, once the operands' strides are walked outside it.
-    """
-    return 256 if "sampler_step_kernel" in kernel else 0
-
-
 @pytest.mark.skipif(not (_library._C and _library._C.cuda_architectures()), reason="this build has no CUDA kernels")
 @pytest.mark.skipif(not cuobjdump(), reason="cuobjdump is not there: pip install triton")
 def test_no_cuda_kernel_spills():
@@ -32,6 +24,6 @@ def test_no_cuda_kernel_spills():
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) \S+ LOCAL:(\d+)", usage)
     assert len(kernels) > 100
-    assert [name for name, _, stack, local in kernels if int(stack) + int(local) > _allowed(name)] == []
+    assert [name for name, _, stack, local in kernels if int(stack) or int(local)] == []
     for architecture in _library._C.cuda_architectures().split():
         assert f"sm_{architecture.removesuffix('-real')}" in usage

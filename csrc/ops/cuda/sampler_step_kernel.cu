@@ -10,6 +10,10 @@ namespace {
 constexpr int kThreads = 256, kQuad = 4;             // a thread takes four elements: one counter's normals
 constexpr int kPassThreads = 512, kDigits = 1 << 8;  // of the pass before: a block for each sample
 
+// Blocks a multiprocessor must hold at once: left to itself the compiler spills to hold more.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;
+
 static_assert(sizeof(SamplerStepParams) + sizeof(StepRows) + 64 <= 4096, "a kernel's parameters are 4 KB at most");
 
 // One sample's row in shared memory; nan where the counter has left the table.
@@ -170,7 +174,8 @@ INLINE void guide(const SamplerStepParams& p, uint32_t packed, int64_t sample, i
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) step_kernel(SamplerStepParams p, StepRows rows, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    step_kernel(SamplerStepParams p, StepRows rows, int64_t blocks) {
   Row<T>& row = *dynamic_shared<Row<T>>();
   const int64_t sample = blockIdx.x / blocks;
   const int64_t first = (blockIdx.x % blocks * kThreads + threadIdx.x) * kQuad;
@@ -267,14 +272,16 @@ __device__ void each_magnitude(const SamplerStepParams& p, uint32_t packed, cons
     T x[kQuad], m[kQuad];
     load(p.operand[kX], packed >> kX & 1, sample, first, n, a_x != T(0), x);
     guide(p, packed, sample, first, n, a_m != T(0), factor, m);
-    for (int j = 0; j < n; ++j) body(abs(a_x * x[j] + a_m * m[j]));
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)
+      if (j < n) body(abs(a_x * x[j] + a_m * m[j]));
   }
 }
 
 // Before the step, for each sample: the factor that gives the guided output the conditional one's deviation as far as
 // `rescale` says, and the quantile of |x_0|, whose digits are found from the highest by counting.
 template <class T>
-__global__ void __launch_bounds__(kPassThreads) pass_kernel(SamplerStepParams p, StepRows rows) {
+__global__ void __launch_bounds__(kPassThreads, 1) pass_kernel(SamplerStepParams p, StepRows rows) {
   Pass<T>& pass = *dynamic_shared<Pass<T>>();
   const int64_t sample = blockIdx.x;
   const bool leads = threadIdx.x == 0;
@@ -283,6 +290,7 @@ __global__ void __launch_bounds__(kPassThreads) pass_kernel(SamplerStepParams p,
   T factor = T(1);
   if (p.factor) {
     double mean[2] = {}, squares[2] = {};
+#pragma unroll
     for (int round = 0; round < 2; ++round) {
       double sum[2] = {};
       for (int64_t first = int64_t{threadIdx.x} * kQuad; first < p.size; first += kPassThreads * kQuad) {
@@ -290,12 +298,15 @@ __global__ void __launch_bounds__(kPassThreads) pass_kernel(SamplerStepParams p,
         T cond[kQuad], guided[kQuad];
         load(p.operand[kModelOutput], rows.packed >> kModelOutput & 1, sample, first, n, true, cond);
         guide(p, rows.packed, sample, first, n, true, T(1), guided);
-        for (int j = 0; j < n; ++j) {
+#pragma unroll
+        for (int j = 0; j < kQuad; ++j) {
+          if (j >= n) break;
           const double a = static_cast<double>(cond[j]) - mean[0], b = static_cast<double>(guided[j]) - mean[1];
           sum[0] += round ? a * a : a;
           sum[1] += round ? b * b : b;
         }
       }
+#pragma unroll
       for (int i = 0; i < 2; ++i) {
         const double total = block_sum(pass, sum[i]);
         (round ? squares : mean)[i] = round ? total : total / static_cast<double>(p.size);
