@@ -54,6 +54,11 @@ struct Copy {
   int group;
 };
 
+struct Product {
+  std::function<void()> run;
+  int group;
+};
+
 // A barrier as ThreadSanitizer sees it. Two take turns, so that the order of one does not leak into the next.
 struct Order {
   char turn[2];
@@ -68,8 +73,10 @@ struct Thread {
   unsigned mask = 0;  // the lanes a warp-level wait is for
   int block_barriers = 0, warp_barriers = 0;
   alignas(16) unsigned char shown[64];
-  std::vector<Copy> copies;  // issued and not landed
-  int groups = 0;            // of copies, ended so far
+  std::vector<Copy> copies;       // issued and not landed
+  int groups = 0;                 // of copies, ended so far
+  std::vector<Product> products;  // issued and not run
+  int product_groups = 0;
 };
 
 struct Block {
@@ -220,14 +227,18 @@ void exchange_end(unsigned mask) {
   warp_barrier(mask);
 }
 
+static bool early() {
+  const char* variable = std::getenv("SIM_ASYNC");
+  return variable && std::string(variable) == "early";
+}
+
 void copy_async(void* to, const void* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
     throw std::runtime_error("cuda_sim: an asynchronous copy of an address not at a multiple of its size");
   Thread& t = *block->running;
-  const char* variable = std::getenv("SIM_ASYNC");
   __tsan_read_range(const_cast<void*>(from), bytes);
   __tsan_write_range(to, bytes);
-  if (variable && std::string(variable) == "early")
+  if (early())
     std::memcpy(to, from, bytes);
   else
     t.copies.push_back({to, from, bytes, t.groups});
@@ -246,6 +257,23 @@ void copy_async_wait(int newest_left_pending) {
     std::memcpy(c.to, c.from, c.bytes);
   }
   t.copies.erase(std::remove_if(t.copies.begin(), t.copies.end(), landed), t.copies.end());
+}
+
+void product_async(std::function<void()> product) {
+  if (early()) return product();
+  block->running->products.push_back({std::move(product), block->running->product_groups});
+}
+
+void product_async_commit() {
+  ++block->running->product_groups;
+}
+
+void product_async_wait(int newest_left_pending) {
+  Thread& t = *block->running;
+  const auto due = [&](const Product& p) { return p.group < t.product_groups - newest_left_pending; };
+  const auto rest = std::find_if_not(t.products.begin(), t.products.end(), due);  // they are in the order of groups
+  for (auto product = t.products.begin(); product != rest; ++product) product->run();
+  t.products.erase(t.products.begin(), rest);
 }
 
 void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& body) {
@@ -269,8 +297,9 @@ void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& 
       const unsigned y = static_cast<unsigned>(i / grid.x % grid.y), z = static_cast<unsigned>(i / grid.x / grid.y);
       t.at = {{n % dim.x, n / dim.x % dim.y, n / dim.x / dim.y}, {x, y, z}, dim, grid};
       t.wait = Wait::none;
-      t.block_barriers = t.warp_barriers = t.groups = 0;
+      t.block_barriers = t.warp_barriers = t.groups = t.product_groups = 0;
       t.copies.clear();
+      t.products.clear();
       t.tsan = __tsan_create_fiber(0);
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.data();

@@ -46,6 +46,11 @@ void copy_async(void* to, const void* from, size_t bytes);
 void copy_async_commit();
 void copy_async_wait(int newest_left_pending);
 
+// wgmma: the product runs between its issue and the wait that its group is in, at one of the two as SIM_ASYNC says.
+void product_async(std::function<void()> product);
+void product_async_commit();
+void product_async_wait(int newest_left_pending);
+
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 template <class T>

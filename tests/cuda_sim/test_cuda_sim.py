@@ -75,6 +75,33 @@ def test_operands_not_in_tf32_are_refused():
     assert all("not in tf32" in said for _, said in product_errors(6, torch.float32))
 
 
+def wgmma_errors(bug, columns=32, layout=0):
+    """The error of the warpgroup's product with this bug in each schedule; layout: of its operand in shared memory."""
+    library = ctypes.CDLL(str(simulator.build([simulator.HERE / "faulty_wgmma.cu"])))
+    product = getattr(library, f"product_{columns}")
+    product.restype = ctypes.c_char_p
+    a, b = torch.randn(64, 128).bfloat16(), torch.randn(128, columns).bfloat16()
+    for order, landing in SCHEDULES:
+        c = torch.full((64, columns), float("nan"))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SIM_ORDER", order)
+            environment.setenv("SIM_ASYNC", landing)
+            said = product(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, c)), layout, bug)
+        assert said is None
+        yield (c - a.float() @ b.float()).abs().max().item()
+
+
+@pytest.mark.parametrize("columns", [32, 128])
+@pytest.mark.parametrize("layout", range(4))
+def test_warpgroups_multiply(layout, columns):
+    assert all(error < 1e-4 for error in wgmma_errors(0, columns, layout))
+
+
+@pytest.mark.parametrize("bug", [1, 2])
+def test_a_warpgroups_product_waited_for_too_late_shows(bug):
+    assert any(not error < 1e-4 for error in wgmma_errors(bug))
+
+
 @pytest.mark.parametrize(
     "sanitizer, bug, says",
     [
