@@ -125,6 +125,9 @@ INLINE void drain_streams() {
 #endif
 }
 
+// The activation is chosen within a piece: outside, the threads' code would be built seven times (twice the compile
+// time).
+//
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
 // whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first
 // read last is still there.
@@ -347,9 +350,9 @@ struct GroupNorm {
     });
   }
 
+  // kKeep finds dz, which is past the activation, in y.
   template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
   void planar_write(int64_t b, int64_t g, int64_t piece) const {
-    constexpr Activation kRest = kKeep ? Activation::linear : A;  // dz is past the activation
     for_channels(g, piece, [&](int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<kBackward>(k, b * padded + c);
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
@@ -359,21 +362,20 @@ struct GroupNorm {
         int64_t i = 0;
         for (; i + L <= length; i += L) {
           if constexpr (kBackward)
-            put<kStream>(y + i, gradient<kRest, T>(load(x + i), load(grad + i), kc));
+            put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc));
           else
             put<kStream>(y + i, normalise<A, T>(load(x + i), kc));
         }
         if (i == length) return;
         const int64_t rest = length - i;
         if constexpr (kBackward)
-          store(y + i, gradient<kRest, T>(load(x + i, rest), load(grad + i, rest), kc), rest);
+          store(y + i, gradient<A, T>(load(x + i, rest), load(grad + i, rest), kc), rest);
         else
           store(y + i, normalise<A, T>(load(x + i, rest), kc), rest);
       });
     });
   }
 
-  template <Activation A>
   void planar_forward() {
     const bool streamed = streams(p.size[p.dims - 1]);
     const int64_t units = p.batch * p.groups, pieces = planar_pieces;
@@ -391,15 +393,16 @@ struct GroupNorm {
         },
         [&](int64_t unit, int64_t piece) {
           if (!p.y) return;
-          streamed ? planar_write<A, false, true>(unit / p.groups, unit % p.groups, piece)
-                   : planar_write<A, false, false>(unit / p.groups, unit % p.groups, piece);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            streamed ? planar_write<A, false, true>(unit / p.groups, unit % p.groups, piece)
+                     : planar_write<A, false, false>(unit / p.groups, unit % p.groups, piece);
+          });
         });
   }
 
-  template <Activation A>
   void planar_backward() {
-    constexpr bool kCanKeep = A != Activation::linear && sizeof(S) == sizeof(T);  // half precision would round dz
-    const bool keep = kCanKeep && group_elements * sizeof(S) <= kKeptBytes;
+    constexpr bool kCanKeep = sizeof(S) == sizeof(T);  // half precision would round dz
+    const bool keep = kCanKeep && p.activation != Activation::linear && group_elements * sizeof(S) <= kKeptBytes;
     const bool streamed = !keep && streams(p.size[p.dims - 1]);
     const int64_t units = p.batch * p.groups, pieces = planar_pieces, width = 2 * piece_channels;
     Moments* none;
@@ -410,8 +413,10 @@ struct GroupNorm {
         units, pieces, group_channels * p.pixels,
         [&](int64_t unit, int64_t piece) {
           T* out = sums + (unit * pieces + piece) * width;
-          keep ? planar_gradient_sums<A, kCanKeep>(unit / p.groups, unit % p.groups, piece, out)
-               : planar_gradient_sums<A, false>(unit / p.groups, unit % p.groups, piece, out);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            keep ? planar_gradient_sums<A, kCanKeep>(unit / p.groups, unit % p.groups, piece, out)
+                 : planar_gradient_sums<A, false>(unit / p.groups, unit % p.groups, piece, out);
+          });
         },
         [&](int64_t unit) {
           const int64_t g = unit % p.groups;
@@ -427,9 +432,11 @@ struct GroupNorm {
           });
         },
         [&](int64_t unit, int64_t piece) {
-          keep       ? planar_write<A, true, false, kCanKeep>(unit / p.groups, unit % p.groups, piece)
-          : streamed ? planar_write<A, true, true>(unit / p.groups, unit % p.groups, piece)
+          if (keep) return planar_write<Activation::linear, true, false, true>(unit / p.groups, unit % p.groups, piece);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            streamed ? planar_write<A, true, true>(unit / p.groups, unit % p.groups, piece)
                      : planar_write<A, true, false>(unit / p.groups, unit % p.groups, piece);
+          });
         });
   }
 
@@ -558,7 +565,6 @@ struct GroupNorm {
               });
   }
 
-  template <Activation A>
   void innermost_forward() {
     const bool streamed = streams(p.channels);
     const int64_t pieces = innermost_pieces;
@@ -577,11 +583,12 @@ struct GroupNorm {
         },
         [&](int64_t b, int64_t piece) {
           if (!p.y) return;
-          streamed ? innermost_write<A, false, true>(b, piece) : innermost_write<A, false, false>(b, piece);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            streamed ? innermost_write<A, false, true>(b, piece) : innermost_write<A, false, false>(b, piece);
+          });
         });
   }
 
-  template <Activation A>
   void innermost_backward() {
     const bool streamed = streams(p.channels);
     const int64_t pieces = innermost_pieces;
@@ -592,7 +599,9 @@ struct GroupNorm {
     two_sweeps(
         p.batch, pieces, p.channels * p.pixels,
         [&](int64_t b, int64_t piece) {
-          innermost_gradient_sums<A>(b, piece, sums + (b * pieces + piece) * 2 * padded);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            innermost_gradient_sums<A>(b, piece, sums + (b * pieces + piece) * 2 * padded);
+          });
         },
         [&](int64_t b) {
           for (int64_t g = 0; g < p.groups; ++g)
@@ -606,7 +615,9 @@ struct GroupNorm {
             });
         },
         [&](int64_t b, int64_t piece) {
-          streamed ? innermost_write<A, true, true>(b, piece) : innermost_write<A, true, false>(b, piece);
+          dispatch_activation(p.activation, [&]<Activation A>() {
+            streamed ? innermost_write<A, true, true>(b, piece) : innermost_write<A, true, false>(b, piece);
+          });
         });
   }
 
@@ -623,13 +634,11 @@ struct GroupNorm {
 
 void group_norm_kernel(const GroupNormParams& p) {
   dispatch_dtype(p.dtype, [&]<class S>() {
-    dispatch_activation(p.activation, [&]<Activation A>() {
-      GroupNorm<S> norm{p};
-      if (p.backward)
-        p.channels_innermost ? norm.template innermost_backward<A>() : norm.template planar_backward<A>();
-      else
-        p.channels_innermost ? norm.template innermost_forward<A>() : norm.template planar_forward<A>();
-    });
+    GroupNorm<S> norm{p};
+    if (p.backward)
+      p.channels_innermost ? norm.innermost_backward() : norm.planar_backward();
+    else
+      p.channels_innermost ? norm.innermost_forward() : norm.planar_forward();
   });
 }
 
