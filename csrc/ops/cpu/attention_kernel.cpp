@@ -4,15 +4,17 @@
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-// Blocks of keys take turns before a block of queries, whose Q^T, largest scores, sums and O^T stay in the second-level
-// cache; the scores of one panel of queries and one block of keys stay in the first-level one.
+// Panels of a block of queries take turns before a block of keys, whose K and V are packed once for all of them and
+// stay in the second-level cache; the scores of one panel and one block of keys stay in the first-level one. Q^T and
+// O^T of a panel are read and written once per block of keys, about a byte a cycle, which any cache keeps up with: a
+// block of queries is as long as the threads allow.
 template <class S>
 class AttentionForward {
   using E = typename DotOf<S>::type;
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kPanel = 2 * L;
-  static constexpr int64_t kKeys = 16 * kRows;
-  static constexpr int64_t kQueries = 512, kQueryElements = 65536;  // of a block, while the threads have enough to do
+  static constexpr int64_t kKeys = 16 * kRows, kKeyBytes = 512 << 10;           // of a block, K and V together
+  static constexpr int64_t kQueries = 2048, kQueryElements = int64_t{1} << 19;  // while the threads have enough to do
 
   const AttentionParams& p;
   const int64_t steps, chunks, key_block;
@@ -24,7 +26,7 @@ class AttentionForward {
       : p(p),
         steps(steps_of<E>(p.head_dim)),
         chunks(ceil_div(steps, L)),
-        key_block(key_block_for(p.k_len)),
+        key_block(key_block_for(p.k_len, p.head_dim)),
         scale(T(p.scale * kLog2e)) {
     const int64_t most = max<int64_t>(1, min(kQueries, kQueryElements / p.head_dim) / kPanel) * kPanel;
     query_block = min(most, round_up(p.q_len, kPanel));
@@ -47,8 +49,9 @@ class AttentionForward {
   int64_t items() const { return p.batch * p.heads * ceil_div(p.q_len, query_block); }
 
   // Keys are cut into equal blocks of whole groups; few keys are one block.
-  static int64_t key_block_for(int64_t keys) {
-    const int64_t blocks = max<int64_t>(1, ceil_div(keys, kKeys));
+  static int64_t key_block_for(int64_t keys, int64_t head_dim) {
+    const int64_t fitting = kKeyBytes / (2 * int64_t(sizeof(T)) / E::kPair * head_dim) / kRows * kRows;
+    const int64_t blocks = max<int64_t>(1, ceil_div(keys, max<int64_t>(kRows, min(kKeys, fitting))));
     return blocks == 1 ? max<int64_t>(1, keys) : round_up(ceil_div(keys, blocks), kRows);
   }
 
@@ -87,22 +90,31 @@ class AttentionForward {
     const S* q = at(p.q, b, h, first);
     const S* k = at(p.k, b, kv_head, 0);
     const S* v = at(p.v, b, kv_head, 0);
-    for_panels(n, [&]<int V>(int64_t panel, int64_t rows) {
-      pack_lanes<E, V>(q + panel * kPanel * p.q.row_stride, p.q.row_stride, rows, p.head_dim, w.q + panel * w.q_stride);
-      for (int64_t i = 0; i < kPanel; ++i) w.top[panel * kPanel + i] = -kInfinity<T>, w.sum[panel * kPanel + i] = 0;
-    });
-    if (p.k_len == 0 || (p.causal && p.k_len < p.q_len))  // some queries attend to nothing at all
-      std::memset(w.o, 0, ceil_div(n, kPanel) * w.o_stride * sizeof(T));
-    for (int64_t k0 = 0; k0 < p.k_len; k0 += key_block) {
+    const int64_t seen = max<int64_t>(0, ScoreMask<T, 1>(p, b, h, first + n - 1).seen());  // by any query of the block
+    int64_t k0 = 0;
+    do {  // once at least: without keys the output is 0
       const int64_t keys = min(key_block, p.k_len - k0);
-      if (ScoreMask<T, 1>(p, b, h, first + n - 1).seen() <= k0) break;
       pack_rows<E>(k + k0 * p.k.row_stride, p.k.row_stride, keys, p.head_dim, w.k);
       pack_steps<E>(v + k0 * p.v.row_stride, p.v.row_stride, keys, p.head_dim, w.v);
-      for_panels(n, [&]<int V>(int64_t panel, int64_t) {
-        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, first + panel * kPanel), k0, keys);
+      for_panels(n, [&]<int V>(int64_t panel, int64_t rows) {
+        const int64_t query = first + panel * kPanel, next = min(n, (panel + 1) * kPanel);
+        if (k0 == 0)
+          prefetch_rows<0>(q + next * p.q.row_stride, p.q.row_stride, min<int64_t>(kPanel, n - next), p.head_dim);
+        if (k0 + keys >= seen) prefetch_rows<1>(at(p.out, b, h, query), p.out.row_stride, rows, p.head_dim);
+        if (k0 == 0) begin<V>(w, panel, q + panel * kPanel * p.q.row_stride, rows);
+        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, query), k0, keys);
+        if (k0 + keys >= seen) finish<V>(w, panel, b, h, query, rows);
       });
-    }
-    for_panels(n, [&]<int V>(int64_t panel, int64_t rows) { finish<V>(w, panel, b, h, first + panel * kPanel, rows); });
+      k0 += keys;
+    } while (k0 < seen);
+  }
+
+  template <int V>
+  void begin(const Scratch& w, int64_t panel, const S* q, int64_t rows) const {
+    pack_lanes<E, V>(q, p.q.row_stride, rows, p.head_dim, w.q + panel * w.q_stride);
+    for (int64_t i = 0; i < kPanel; ++i) w.top[panel * kPanel + i] = -kInfinity<T>, w.sum[panel * kPanel + i] = 0;
+    if (p.k_len == 0 || (p.causal && p.k_len < p.q_len))  // some queries attend to nothing at all
+      std::memset(w.o + panel * w.o_stride, 0, w.o_stride * sizeof(T));
   }
 
   // f<V>(panel, queries) for each panel of n queries; the last one may have a single vector.

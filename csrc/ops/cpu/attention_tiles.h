@@ -49,6 +49,15 @@ INLINE Vec<typename E::T> load_steps(const S* p, int64_t n) {
   if constexpr (E::kPair == 1) return load(p, n);
 }
 
+// Asks for n rows that will soon be read (write = 0) or written (1): rows of a head lie far apart, where no hardware
+// foresees them. 4-10 % of a forward over text's 77 keys.
+template <int write, class S>
+INLINE void prefetch_rows(const S* x, int64_t row_stride, int64_t n, int64_t head_dim) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t i = 0; i < n; ++i, x += row_stride)
+    for (int64_t d = 0; d < head_dim + kLine - 1; d += kLine) __builtin_prefetch(x + min(d, head_dim - 1), write);
+}
+
 // The queries' side of scores: rows become lanes, [step of head_dim][V * L]; lanes past the last row are 0.
 template <class E, int V, class S>
 void pack_lanes(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to) {
