@@ -1,8 +1,6 @@
 // The scheduler behind cuda_sim.h. Compiled without sanitizers, so that they watch the kernels alone.
 #include "cuda_sim.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -11,6 +9,12 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#if defined(__x86_64__) && !defined(SIM_WATCHED)
+#define SIM_OWN_SWITCH
+#else
+#include <ucontext.h>
+#endif
 
 #ifdef SIM_TSAN  // ThreadSanitizer is told which fiber runs, what a barrier orders and what a copy touches
 extern "C" {
@@ -45,6 +49,54 @@ constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedAlignment = 1024;
 constexpr unsigned kOrdersNothing = 1;  // a switch of fibers: only barriers order memory
 
+void fiber_main();
+
+#ifdef SIM_OWN_SWITCH
+// swapcontext makes a system call for the signal mask, which takes most of a test's time; nobody changes it here.
+using Context = void*;  // the stack pointer of a fiber that waits, its saved registers on its stack
+extern "C" __attribute__((visibility("hidden"))) void cuda_sim_switch(Context* from, Context to);
+asm(R"(
+cuda_sim_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+void switch_context(Context& from, Context& to) {
+  cuda_sim_switch(&from, to);
+}
+void begin_context(Context& context, std::vector<char>& stack) {
+  void** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack.data() + stack.size()) & ~uintptr_t{15});
+  *--top = nullptr;  // where fiber_main, which never returns, would find its caller
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context = top;
+}
+#else  // sanitizers follow this one
+using Context = ucontext_t;
+void switch_context(Context& from, Context& to) {
+  swapcontext(&from, &to);
+}
+void begin_context(Context& context, std::vector<char>& stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack.data();
+  context.uc_stack.ss_size = stack.size();
+  context.uc_link = nullptr;
+  makecontext(&context, fiber_main, 0);
+}
+#endif
+
 enum class Wait { none, block, warp, done };
 
 struct Copy {
@@ -66,7 +118,7 @@ struct Order {
 
 struct Thread {
   Coordinates at;
-  ucontext_t context;
+  Context context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
   void* tsan = nullptr;
   Wait wait = Wait::none;
@@ -85,7 +137,7 @@ struct Block {
   Order order;
   void* shared;
   const std::function<void()>* body;
-  ucontext_t scheduler;
+  Context scheduler;
   void* tsan;
   Thread* running;
   std::exception_ptr error;  // what a thread threw
@@ -96,7 +148,7 @@ Block* block;
 void to_thread(Thread& t) {
   block->running = &t;
   __tsan_switch_to_fiber(t.tsan, kOrdersNothing);
-  swapcontext(&block->scheduler, &t.context);
+  switch_context(block->scheduler, t.context);
 }
 
 void park(Wait what, unsigned mask = 0) {
@@ -104,7 +156,7 @@ void park(Wait what, unsigned mask = 0) {
   t.wait = what;
   t.mask = mask;
   __tsan_switch_to_fiber(block->tsan, kOrdersNothing);
-  swapcontext(&t.context, &block->scheduler);
+  switch_context(t.context, block->scheduler);
 }
 
 void fiber_main() {
@@ -301,11 +353,7 @@ void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& 
       t.copies.clear();
       t.products.clear();
       t.tsan = __tsan_create_fiber(0);
-      getcontext(&t.context);
-      t.context.uc_stack.ss_sp = t.stack.data();
-      t.context.uc_stack.ss_size = t.stack.size();
-      t.context.uc_link = nullptr;
-      makecontext(&t.context, fiber_main, 0);
+      begin_context(t.context, t.stack);
     }
     run_block();
     __tsan_acquire(&b);

@@ -90,8 +90,9 @@ def _build(sources, options, linking, libraries, suffix):
 
 def _unwatched(options):
     """The options for the scheduler itself, which sanitizers must not watch, but which tells one of them its fibers."""
-    thread = ["-DSIM_TSAN"] if "-fsanitize=thread" in options else []
-    return [option for option in options if not str(option).startswith("-fsanitize")] + thread
+    sanitizers = [option for option in options if str(option).startswith("-fsanitize")]
+    told = ["-DSIM_WATCHED"] * bool(sanitizers) + ["-DSIM_TSAN"] * ("-fsanitize=thread" in sanitizers)
+    return [option for option in options if option not in sanitizers] + told
 
 
 def _cuda_include():
