@@ -87,9 +87,9 @@ def fused(x, cond, uncond, sampler, noise=None, **slots):
 
 def plain(x, cond, uncond, sampler, noise=None, **slots):
     row = _NUMBERS[len(sampler)]
-    options = (None, None, GUIDANCE, 0.0, None, None, None, 0, 0, row[-3] >= 0, 2, x.dtype)
+    options = (None, None, GUIDANCE, 0.0, None, None, None, 0, 0, row[-3] >= 0, 2, False, x.dtype)
     h = tuple(slots.values())
-    return eager.sampler_step(x, cond, uncond, h, noise, None, None, None, row, *options)[0]
+    return eager.sampler_step(x, h, cond, uncond, noise, None, None, None, row, *options)[0]
 
 
 class Diffusers:
@@ -180,14 +180,14 @@ def flops_made(shape, provider):
 
 
 def bytes_moved(shape, itemsize, direction):
-    stores = _row(shape[0])[columns(_sampler(shape[0]).slots).index("slot")] >= 0
+    stores = int(_row(shape[0])[columns(_sampler(shape[0]).slots).index("slot")] >= 0)
     forward = (_reads(shape[0]) + 3 + stores) * _elements(shape)
     return itemsize * forward * (1 if direction == "forward" else 3)
 
 
 def _reads(name):
     column = dict(zip(_sampler(name).columns, _row(name), strict=True))
-    return 3 + sum(c != 0 for key, c in column.items() if key == "c_n" or key.startswith("c_h"))
+    return 3 + sum(int(c != 0) for key, c in column.items() if key == "c_n" or key.startswith("c_h"))
 
 
 def _elements(shape):

@@ -29,7 +29,7 @@ def choose(op, implementations, backend, x, declines=None):
     back: it raises with the reason. A fallback to eager where a kernel exists for other installations warns once.
     declines(name, x) is None where that backend takes an x like this, else one sentence; without it each takes any.
     """
-    device = x.device.type
+    device = "cpu" if x.is_cpu else x.device.type  # the second takes 0.4 µs
 
     def reason_against(name):
         return why_not(op, implementations, name, device) or (declines and declines(name, x))

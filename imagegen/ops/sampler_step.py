@@ -70,49 +70,39 @@ def sampler_step(
         model_input_dtype: dtype of the next model input; None is x's.
         backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
 
-    Returns: (x', stored or None, the next model input or None). x' and stored have x's dtype and strides; the next
-        model input is x' itself where one copy of it would hold the same bits. What the host can't read without
-        waiting, a row that is a tensor, is taken to store something wherever it has slots.
+    Returns: (x', stored or None, the next model input or None). x' and stored have x's dtype and strides. Where a copy
+        of the next model input holds the same bits as x', x' is that copy and shares its memory. What the host can't
+        read without waiting, a row that is a tensor, is taken to store something wherever it has slots.
     Gradients: of any order, in every floating tensor but row.
     Raises: ValueError or TypeError that names the argument.
     Source: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022; Lin et al., "Common Diffusion Noise Schedules and
         Sample Steps are Flawed", 2023 (rescale); Saharia et al., "Photorealistic Text-to-Image Diffusion Models with
         Deep Language Understanding", 2022 (threshold); the rows' sources are named by the samplers.
     """
+    arguments = (
+        model_output, row, uncond_output, guidance, rescale, noise, seed, step, first, clip, threshold, mask, known,
+        known_noise, copies, model_input_dtype,
+    )  # fmt: skip
     try:
         run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x)
         if run is eager.sampler_step:
-            _check(
-                x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip,
-                threshold, mask, known, known_noise, copies, model_input_dtype,
-            )  # fmt: skip
-        row_, on_host = _read(row)
-        store = bool(on_host[-3] >= 0) if on_host is not None else len(slots) > 0
-        copies_ = (1 if uncond_output is None else 2) if copies is None else copies
+            _check(x, slots, *arguments)
+        on_host, copies, operands = _operands(run is eager.sampler_step, *arguments[:-1])
         dtype = model_input_dtype or x.dtype
-        is_x_next = copies_ == 1 and dtype == x.dtype and on_host is not None and on_host[1] == 1
+        store = len(slots) > 0 if on_host is None else bool(on_host[-3] >= 0)
+        same = copies > 0 and on_host is not None and on_host[1] == 1 and dtype == x.dtype
+        shared = same and copies == 2 and _as_copies_lie(x)
         outputs = run(
-            x,
-            model_output,
-            uncond_output,
-            _filled(slots, x) if slots else slots,
-            noise,
-            *((None, None) if mask is None else _blend(x, mask, known)),
-            known_noise,
-            row_ if on_host is None or run is not eager.sampler_step else on_host.tolist(),
-            *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
-            store,
-            0 if is_x_next else copies_,
+            x, _filled(slots, x) if slots else slots, *operands, store, 0 if same and copies == 1 else copies, shared,
             dtype,
-        )
-    except Exception:  # the operators check too; what they refuse is said here in the same words and the right type
-        _check(
-            x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold,
-            mask, known, known_noise, copies, model_input_dtype,
         )  # fmt: skip
+    except Exception:  # the operators check too; what they refuse is said here in the same words and the right type
+        _check(x, slots, *arguments)
         raise
-    x_next = outputs[0]
-    return x_next, outputs[1] if store else None, x_next if is_x_next else outputs[-1] if copies_ else None
+    stored = outputs[0 if shared else 1] if store else None
+    if shared:
+        return outputs[-1][: x.size(0)], stored, outputs[-1]
+    return outputs[0], stored, outputs[0] if same and copies == 1 else outputs[-1] if copies else None
 
 
 def sampler_step_(
@@ -147,37 +137,66 @@ def sampler_step_(
         shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
         raise ValueError(f"sampler_step_: state must be a tensor (1 + K, B, …), got {shape}")
     if torch.is_grad_enabled() and any(
-        t.requires_grad for t in (state, model_output, uncond_output, noise, known) if isinstance(t, torch.Tensor)
+        isinstance(t, torch.Tensor) and t.requires_grad for t in (state, model_output, uncond_output, noise, known)
     ):
         raise ValueError("sampler_step_: works in place and has no gradient; call sampler_step, or under no_grad")
+    arguments = (
+        model_output, row, uncond_output, guidance, rescale, noise, seed, step, first, clip, threshold, mask, known,
+        known_noise, copies, model_input_dtype,
+    )  # fmt: skip
     try:
         run = _backend.choose("sampler_step_", _INPLACE_IMPLEMENTATIONS, backend, state)
         if run is eager.sampler_step_:
-            _check(
-                state[0], model_output, row, uncond_output, guidance, rescale, state[1:], noise, seed, step, first,
-                clip, threshold, mask, known, known_noise, copies, model_input_dtype,
-            )  # fmt: skip
-        row_, on_host = _read(row)
-        copies_ = (1 if uncond_output is None else 2) if copies is None else copies
-        model_input = run(
-            state,
+            _check(state[0], state[1:], *arguments)
+        _, copies, operands = _operands(run is eager.sampler_step_, *arguments[:-1])
+        model_input = run(state, *operands, copies, model_input_dtype or state.dtype)
+    except Exception:
+        _check(state[0], state[1:], *arguments)
+        raise
+    return model_input if copies else None
+
+
+def _operands(
+    on_eager, model_output, row, uncond_output, guidance, rescale, noise, seed, step, first, clip, threshold, mask,
+    known, known_noise, copies,
+):  # fmt: skip
+    """(the row where the host can read it, copies, what the operators take between state and outputs)."""
+    if (uncond_output is None) != (guidance is None):
+        raise ValueError("sampler_step: uncond_output and guidance go together, only one was given")
+    if seed is not None and not 0 <= seed < 2**64:  # what an int64 can't say
+        raise ValueError(f"sampler_step: seed must be from 0 to 2^64 - 1, got {seed}")
+    row, on_host = _read(row)
+    if mask is not None:
+        mask, known = _blend(model_output, mask, known)
+    scale, index = 1.0, None
+    if guidance is not None and not isinstance(guidance, torch.Tensor):
+        scale, guidance = float(guidance), None
+    if isinstance(step, torch.Tensor):
+        index, step = step, 0
+    if copies is None:
+        copies = 1 if uncond_output is None else 2
+    return (
+        on_host,
+        copies,
+        (
             model_output,
             uncond_output,
             noise,
-            *((None, None) if mask is None else _blend(model_output, mask, known)),
+            mask,
+            known,
             known_noise,
-            row_ if on_host is None or run is not eager.sampler_step_ else on_host.tolist(),
-            *_options(uncond_output, guidance, rescale, clip, threshold, seed, step, first),
-            copies_,
-            model_input_dtype or state.dtype,
-        )
-    except Exception:
-        _check(
-            state[0], model_output, row, uncond_output, guidance, rescale, state[1:], noise, seed, step, first, clip,
-            threshold, mask, known, known_noise, copies, model_input_dtype,
-        )  # fmt: skip
-        raise
-    return model_input if copies_ else None
+            on_host.tolist() if on_eager and on_host is not None else row,
+            index,
+            guidance,
+            scale,
+            float(rescale),
+            None if clip is None else float(clip),
+            None if threshold is None else float(threshold),
+            None if seed is None else signed(seed),
+            step,
+            first,
+        ),
+    )
 
 
 def _read(row):
@@ -199,29 +218,13 @@ def _blend(x, mask, known):
     return mask.expand(x.shape), known.expand(x.shape)
 
 
-def _options(uncond_output, guidance, rescale, clip, threshold, seed, step, first):
-    """index, guidance, scale, rescale, clip, threshold, seed, step, first"""
-    if (uncond_output is None) != (guidance is None):
-        raise ValueError("sampler_step: uncond_output and guidance go together, only one was given")
-    if seed is not None and not 0 <= seed < 2**64:  # what an int64 can't say
-        raise ValueError(f"sampler_step: seed must be from 0 to 2^64 - 1, got {seed}")
-    per_sample = isinstance(guidance, torch.Tensor)
-    index = step if isinstance(step, torch.Tensor) else None
-    return (
-        index,
-        guidance if per_sample else None,
-        1.0 if per_sample or guidance is None else float(guidance),
-        float(rescale),
-        None if clip is None else float(clip),
-        None if threshold is None else float(threshold),
-        None if seed is None else signed(seed),
-        0 if index is not None else step,
-        first,
-    )
+def _as_copies_lie(x):
+    """Whether one copy of the next model input has x's strides."""
+    return x.is_contiguous() or (x.dim() == 4 and x.size(1) > 1 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def _check(
-    x, model_output, row, uncond_output, guidance, rescale, slots, noise, seed, step, first, clip, threshold, mask,
+    x, slots, model_output, row, uncond_output, guidance, rescale, noise, seed, step, first, clip, threshold, mask,
     known, known_noise, copies, model_input_dtype,
 ):  # fmt: skip
     check_dtype("sampler_step", "x", x)
@@ -314,9 +317,9 @@ def _check_row(x, row, step, slots):
             raise ValueError(f"sampler_step: the row's slot must be from -1 to {slots - 1}, got {slot:g}")
 
 
-def _fake(x, model_output, uncond_output, slots, *rest):
-    *_, store, copies, dtype = rest
-    outputs = [torch.empty_like(x) for _ in range(1 + store)]
+def _fake(x, slots, *rest):
+    *_, store, copies, shared, dtype = rest
+    outputs = [torch.empty_like(x) for _ in range(store + (not shared))]
     return outputs + ([new_model_input(x, copies, dtype)] if copies else [])
 
 
@@ -330,55 +333,56 @@ def new_model_input(x, copies, dtype):
     return x.new_empty(shape, dtype=dtype).to(memory_format=memory_format(x))
 
 
-def _sampler_step_triton(*arguments):
+def _sampler_step_triton(x, slots, *arguments):
     from .triton.sampler_step_kernel import sampler_step  # here, not above: importing Triton takes a second
 
-    _check_operator(arguments[0], *arguments[1:])
-    return sampler_step(*arguments)
+    *operands, _, copies, _, dtype = arguments
+    _check_operator(x, slots, operands, copies, dtype)
+    return sampler_step(x, slots, *arguments)
 
 
 def _sampler_step_inplace_triton(state, *arguments):
     from .triton.sampler_step_kernel import sampler_step_
 
-    model_output, uncond_output, *rest = arguments
-    *rest, copies, dtype = rest
-    _check_operator(state[0], model_output, uncond_output, state[1:], *rest, False, copies, dtype)
+    *operands, copies, dtype = arguments
+    _check_operator(state[0], state[1:], operands, copies, dtype)
     return sampler_step_(state, *arguments)
 
 
-def _check_operator(
-    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, scale, rescale, clip,
-    threshold, seed, step, first, store, copies, model_input_dtype,
-):  # fmt: skip
+def _check_operator(x, slots, operands, copies, model_input_dtype):
+    (
+        model_output, uncond_output, noise, mask, known, known_noise, row, index, guidance, scale, rescale, clip,
+        threshold, _, step, first,
+    ) = operands  # fmt: skip
     guidance = (scale if guidance is None else guidance) if uncond_output is not None else None
     slots = [None if h.shape == (0,) and x.shape != (0,) else h for h in slots]
     _check(
-        x, model_output, row, uncond_output, guidance, rescale, slots, noise, None, step if index is None else index,
+        x, slots, model_output, row, uncond_output, guidance, rescale, noise, None, step if index is None else index,
         first, clip, threshold, mask, known, known_noise, copies, model_input_dtype,
     )  # fmt: skip
 
 
+_TENSORS = 7  # model_output … row: of them only the row has no gradient
+
+
 def _setup_context(ctx, inputs, output):
-    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *ctx.options = inputs
-    ctx.save_for_backward(
-        row, index, x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots
-    )  # fmt: skip
+    x, slots, *operands = inputs
+    *tensors, row, index, guidance = operands[: _TENSORS + 2]
+    ctx.options = operands[_TENSORS + 2 :]
+    ctx.save_for_backward(row, index, x, guidance, *tensors, *slots)
 
 
 def _backward(ctx, grads):
     """Through the specification, which knows the derivatives of quantiles and deviations."""
     row, index, *tensors = ctx.saved_tensors
-    x, model_output, uncond_output, slots, noise, mask, known, known_noise, _, _, guidance, *rest = ctx.needs_input_grad
-    wanted = [x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots]
+    x, slots, *operands = ctx.needs_input_grad
+    *of_tensors, _, _, guidance = operands[: _TENSORS + 2]
+    wanted = [x, guidance, *of_tensors, *slots]
     run = _gradients if torch.is_grad_enabled() else _library.op("sampler_step_backward")
     found = iter(run(grads, row, index, tensors, wanted, *ctx.options))
-    x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots = (
-        next(found) if wants else None for wants in wanted
-    )
-    return (
-        x, model_output, uncond_output, slots, noise, mask, known, known_noise, None, None, guidance,
-        *(None for _ in rest),
-    )  # fmt: skip
+    x, guidance, *others = (next(found) if wants else None for wants in wanted)
+    of_tensors, slots = others[: len(of_tensors)], others[len(of_tensors) :]
+    return (x, slots, *of_tensors, None, None, guidance, *(None for _ in ctx.options))
 
 
 def _gradients(grads, row, index, tensors, wanted, *options):
@@ -388,10 +392,9 @@ def _gradients(grads, row, index, tensors, wanted, *options):
         leaves = [
             None if t is None else _leaf(t, wants, create_graph) for t, wants in zip(tensors, wanted, strict=True)
         ]
-        x, model_output, uncond_output, noise, mask, known, known_noise, guidance, *slots = leaves
-        outputs = eager.sampler_step(
-            x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *options
-        )
+        x, guidance, *others = leaves
+        of_tensors, slots = others[: _TENSORS - 1], others[_TENSORS - 1 :]
+        outputs = eager.sampler_step(x, slots, *of_tensors, row, index, guidance, *options)
         pairs = zip(outputs, grads, strict=True)
         outputs, grads = zip(*((y, g) for y, g in pairs if y.requires_grad), strict=True)
         asked = [leaf for leaf, wants in zip(leaves, wanted, strict=True) if wants]
@@ -404,10 +407,15 @@ def _leaf(t, wants, create_graph):
     return t.view_as(t) if create_graph else t.detach().requires_grad_(wants)
 
 
+_OPTIONS = "float scale, float rescale, float? clip, float? threshold, int? seed, int step, int first"
+_OPERANDS = (
+    "Tensor model_output, Tensor? uncond_output, Tensor? noise, Tensor? mask, Tensor? known, Tensor? known_noise, "
+    f"Tensor row, Tensor? index, Tensor? guidance, {_OPTIONS}"
+)
+_OUTPUTS = "bool store, int copies, bool shared, ScalarType model_input_dtype"
 _library.define(
-    "sampler_step_backward(Tensor[] grads, Tensor row, Tensor? index, Tensor?[] tensors, bool[] wanted, float scale, "
-    "float rescale, float? clip, float? threshold, int? seed, int step, int first, bool store, int copies, ScalarType "
-    "model_input_dtype) -> Tensor[]",
+    "sampler_step_backward(Tensor[] grads, Tensor row, Tensor? index, Tensor?[] tensors, bool[] wanted, "
+    f"{_OPTIONS}, {_OUTPUTS}) -> Tensor[]",
     _gradients,
 )
 _library.register(
@@ -416,19 +424,11 @@ _library.register(
         torch.empty_like(t) for t, wants in zip(tensors, wanted, strict=True) if wants
     ],
 )
-_OPTIONS = (
-    "Tensor row, Tensor? index, Tensor? guidance, float scale, float rescale, float? clip, float? threshold, "
-    "int? seed, int step, int first"
+_library.define(
+    f"sampler_step_triton(Tensor x, Tensor[] slots, {_OPERANDS}, {_OUTPUTS}) -> Tensor[]", _sampler_step_triton
 )
 _library.define(
-    "sampler_step_triton(Tensor x, Tensor model_output, Tensor? uncond_output, Tensor[] slots, Tensor? noise, Tensor? "
-    f"mask, Tensor? known, Tensor? known_noise, {_OPTIONS}, bool store, int copies, ScalarType model_input_dtype) -> "
-    "Tensor[]",
-    _sampler_step_triton,
-)
-_library.define(
-    "sampler_step_triton_(Tensor(a!) state, Tensor model_output, Tensor? uncond_output, Tensor? noise, Tensor? mask, "
-    f"Tensor? known, Tensor? known_noise, {_OPTIONS}, int copies, ScalarType model_input_dtype) -> Tensor",
+    f"sampler_step_triton_(Tensor(a!) state, {_OPERANDS}, int copies, ScalarType model_input_dtype) -> Tensor",
     _sampler_step_inplace_triton,
 )
 for twin in ("", "_triton"):

@@ -402,10 +402,13 @@ def test_opcheck():
     leaves = [t.requires_grad_() for t in (x, m, u, h)]
     for tensors in (leaves, [t.detach() for t in leaves]):
         x, m, u, h = tensors
-        torch.library.opcheck(twin, (x, m, u, [h], None, None, None, None, r, None, None, *options, True, 2, x.dtype))
+        torch.library.opcheck(
+            twin, (x, [h], m, u, None, None, None, None, r, None, None, *options, True, 2, False, x.dtype)
+        )
         last = [LAYOUTS["channels_last"](t) for t in (x, m, u, h)]
-        arguments = (*last[:3], [last[3]], None, None, None, None, r, None, None, *options, False, 1, torch.bfloat16)
-        torch.library.opcheck(twin, arguments)
+        arguments = (last[0], last[3:], *last[1:3], None, None, None, None, r, None, None, *options)
+        torch.library.opcheck(twin, (*arguments, False, 1, False, torch.bfloat16))
+        torch.library.opcheck(twin, (*arguments, True, 2, True, x.dtype))
     state = torch.stack([x, h])
     torch.library.opcheck(
         _library.op("sampler_step_"), (state, m, u, None, None, None, None, r, None, None, *options, 2, x.dtype)

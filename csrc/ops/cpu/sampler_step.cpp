@@ -1,9 +1,8 @@
-#include "ops/sampler_step.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "common/cpu_capability.h"
 #include "common/memory.h"
+#include "ops/sampler_step_host.h"
 
 namespace imagegen {
 
@@ -28,6 +27,7 @@ std::vector<double> read_rows(const Tensor& row, const std::optional<Tensor>& in
   const int64_t dims = row.dim(), columns = row.size(dims - 1), stride = row.stride(dims - 1);
   const bool shared = index ? index->dim() == 0 : dims == 1;
   std::vector<double> rows;
+  rows.reserve(columns * (shared ? 1 : samples));
   for (int64_t b = 0; b < (shared ? 1 : samples); ++b) {
     int64_t i = b;
     if (index) {
@@ -68,100 +68,55 @@ bool bounds_any(const SamplerStepParams& p, const std::vector<double>& rows, siz
   return false;
 }
 
-// One step: slots and outputs as views, `stored` null where what is stored goes to the slots themselves.
-void run(const StepView& x, const std::vector<StepView>& slots, const SamplerStepArguments& a, const StepView& next,
-         const StepView* stored, const StepView* model_input) {
-  SamplerStepParams p = sampler_step_params(x, slots.size(), a);
-  if (p.samples * p.size == 0) return;
+struct Cpu {
+  static void made(const Tensor& t) { advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size()); }
 
-  const std::vector<double> rows = read_rows(a.row, a.index, p.samples);
-  const size_t columns = kStepColumns + p.slots;
-  p.rows = rows.data();
-  p.row_stride = rows.size() == columns ? 0 : columns;
-  p.index = a.index ? static_cast<const int64_t*>(a.index->const_data_ptr()) : nullptr;
-  p.index_stride = a.index && a.index->dim() ? a.index->stride(0) : 0;
+  static void run(const StepView& x, const Tensor&, const std::vector<StepView>& slots, const SamplerStepArguments& a,
+                  const StepOutputs& to) {
+    SamplerStepParams p = sampler_step_params(x, slots.size(), a);
+    if (p.samples * p.size == 0) return;
 
-  const bool generates = p.seeded && (!a.noise || (a.mask && !a.known_noise));
-  const std::vector<int64_t> axes = step_axes(x, generates);
-  set_step_operands(p, x, slots, a, axes, next, stored, model_input);
-  int64_t bytes = 0;
-  bool any_double = false;
-  for (const StepOperand& o : p.operand) {
-    if (o.data) bytes += p.samples * p.size * (o.dtype == Dtype::f64 ? 8 : o.dtype == Dtype::f32 ? 4 : 2);
-    any_double |= o.data && o.dtype == Dtype::f64;
+    const std::vector<double> rows = read_rows(a.row, a.index, p.samples);
+    const size_t columns = kStepColumns + p.slots;
+    p.rows = rows.data();
+    p.row_stride = rows.size() == columns ? 0 : columns;
+    p.index = a.index ? static_cast<const int64_t*>(a.index->const_data_ptr()) : nullptr;
+    p.index_stride = a.index && a.index->dim() ? a.index->stride(0) : 0;
+
+    const bool generates = p.seeded && (!a.noise || (a.mask && !a.known_noise));
+    set_step_operands(p, x, slots, a, step_axes(x, generates), to);
+    int64_t bytes = 0;
+    bool any_double = false;
+    for (const StepOperand& o : p.operand) {
+      if (o.data) bytes += p.samples * p.size * (o.dtype == Dtype::f64 ? 8 : o.dtype == Dtype::f32 ? 4 : 2);
+      any_double |= o.data && o.dtype == Dtype::f64;
+    }
+    for (size_t r = 0; r < rows.size(); r += columns) check_row(p, rows.data() + r);
+    p.streamed = bytes > kStreamedBytes;
+
+    std::vector<double> guidance, factor, bound, partials;
+    if (a.guidance) guidance = read_guidance(*a.guidance), p.guidance = guidance.data();
+    if (p.rescale != 0) {
+      factor.resize(p.samples), p.factor = factor.data();
+      partials.resize(p.samples * step_blocks(p.size) * 4), p.partials = partials.data();
+    }
+    const size_t magnitudes =
+        p.threshold != 0 && bounds_any(p, rows, columns) ? p.samples * p.size * (p.dtype == Dtype::f64 ? 8 : 4) : 0;
+    if (magnitudes) {
+      bound.resize(p.samples), p.bound = bound.data();
+      p.magnitudes = allocate(magnitudes);
+    }
+    const Dtype widest = any_double ? Dtype::f64 : Dtype::f32;
+    IMAGEGEN_PICK_KERNEL(sampler_step_kernel, widest)(p);
+    if (magnitudes) release(p.magnitudes, magnitudes);
   }
-  for (size_t r = 0; r < rows.size(); r += columns) check_row(p, rows.data() + r);
-  p.streamed = bytes > kStreamedBytes;
-
-  std::vector<double> guidance, factor, bound, partials;
-  if (a.guidance) guidance = read_guidance(*a.guidance), p.guidance = guidance.data();
-  if (p.rescale != 0) {
-    factor.resize(p.samples), p.factor = factor.data();
-    partials.resize(p.samples * step_blocks(p.size) * 4), p.partials = partials.data();
-  }
-  const size_t magnitudes =
-      p.threshold != 0 && bounds_any(p, rows, columns) ? p.samples * p.size * (p.dtype == Dtype::f64 ? 8 : 4) : 0;
-  if (magnitudes) {
-    bound.resize(p.samples), p.bound = bound.data();
-    p.magnitudes = allocate(magnitudes);
-  }
-  const Dtype widest = any_double ? Dtype::f64 : Dtype::f32;
-  IMAGEGEN_PICK_KERNEL(sampler_step_kernel, widest)(p);
-  if (magnitudes) release(p.magnitudes, magnitudes);
-}
-
-std::vector<Tensor> sampler_step_cpu(const Tensor& x, const Tensor& model_output,
-                                     const std::optional<Tensor>& uncond_output, const std::vector<Tensor>& slots,
-                                     const std::optional<Tensor>& noise, const std::optional<Tensor>& mask,
-                                     const std::optional<Tensor>& known, const std::optional<Tensor>& known_noise,
-                                     const Tensor& row, const std::optional<Tensor>& index,
-                                     const std::optional<Tensor>& guidance, double scale, double rescale,
-                                     std::optional<double> clip, std::optional<double> threshold,
-                                     std::optional<int64_t> seed, int64_t step, int64_t first, bool store,
-                                     int64_t copies, ScalarType model_input_dtype) {
-  const SamplerStepArguments a{model_output, uncond_output, noise,    mask,  known,   known_noise,
-                               row,          index,         guidance, scale, rescale, clip,
-                               threshold,    seed,          step,     first, copies,  model_input_dtype};
-  const StepView view = step_view(x);
-  check_sampler_step(view, x, slots.size(), a);
-  const std::vector<StepView> slot_views = step_slots(slots, view, x);
-
-  const std::vector<Tensor> outputs = new_step_outputs(view, x, store, a);
-  std::vector<StepView> views;
-  for (const Tensor& t : outputs) {
-    advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
-    views.push_back(step_view(t));
-  }
-  const StepView nowhere{nullptr, x.scalar_type(), view.size, view.stride};
-  run(view, slot_views, a, views[0], store ? &views[1] : &nowhere, copies ? &views.back() : nullptr);
-  return outputs;
-}
-
-Tensor sampler_step_inplace_cpu(const Tensor& state, const Tensor& model_output,
-                                const std::optional<Tensor>& uncond_output, const std::optional<Tensor>& noise,
-                                const std::optional<Tensor>& mask, const std::optional<Tensor>& known,
-                                const std::optional<Tensor>& known_noise, const Tensor& row,
-                                const std::optional<Tensor>& index, const std::optional<Tensor>& guidance, double scale,
-                                double rescale, std::optional<double> clip, std::optional<double> threshold,
-                                std::optional<int64_t> seed, int64_t step, int64_t first, int64_t copies,
-                                ScalarType model_input_dtype) {
-  const SamplerStepArguments a{model_output, uncond_output, noise,    mask,  known,   known_noise,
-                               row,          index,         guidance, scale, rescale, clip,
-                               threshold,    seed,          step,     first, copies,  model_input_dtype};
-  check_step_state(state);
-  const StepView x = step_view(state, 0);
-  check_sampler_step(x, state, state.size(0) - 1, a);
-  const Tensor model_input = new_model_input(x, state, copies, model_input_dtype);
-  const StepView input = step_view(model_input);
-  run(x, step_slots(state), a, x, nullptr, copies ? &input : nullptr);
-  return model_input;
-}
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
-  m.impl("sampler_step", TORCH_BOX(&sampler_step_cpu));
-  m.impl("sampler_step_", TORCH_BOX(&sampler_step_inplace_cpu));
+  m.impl("sampler_step", TORCH_BOX(&SamplerStepOperators<Cpu>::functional));
+  m.impl("sampler_step_", TORCH_BOX(&SamplerStepOperators<Cpu>::in_place));
 }
 
 }  // namespace imagegen

@@ -1,8 +1,7 @@
-#include "ops/sampler_step.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_stream.h"
+#include "ops/sampler_step_host.h"
 
 namespace imagegen {
 
@@ -42,82 +41,41 @@ bool is_packed(const StepOperand& o, int64_t size) {
          reinterpret_cast<uintptr_t>(o.data) % bytes == 0;
 }
 
-void run(const StepView& x, const Tensor& on, const std::vector<StepView>& slots, const SamplerStepArguments& a,
-         const StepView& next, const StepView* stored, const StepView* model_input, cudaStream_t stream) {
-  SamplerStepParams p = sampler_step_params(x, slots.size(), a);
-  StepRows rows = step_rows(a.row, a.index, on);
-  if (p.samples * p.size == 0) return;
+struct Cuda {
+  static void made(const Tensor&) {}
 
-  const bool generates = p.seeded && (!a.noise || (a.mask && !a.known_noise));
-  const std::vector<int64_t> axes = step_axes(x, generates);
-  set_step_operands(p, x, slots, a, axes, next, stored, model_input);
-  for (int i = 0; i < kStepOperands; ++i)
-    if (is_packed(p.operand[i], p.size)) rows.packed |= 1u << i;
+  static void run(const StepView& x, const Tensor& on, const std::vector<StepView>& slots,
+                  const SamplerStepArguments& a, const StepOutputs& to) {
+    const CudaScope scope(on);
+    SamplerStepParams p = sampler_step_params(x, slots.size(), a);
+    StepRows rows = step_rows(a.row, a.index, on);
+    if (p.samples * p.size == 0) return;
 
-  std::vector<Tensor> kept;  // until the launch
-  const auto doubles = [&](std::vector<int64_t> size) {
-    kept.push_back(torch::stable::empty(size, ScalarType::Double, std::nullopt, on.device()));
-    return static_cast<double*>(kept.back().mutable_data_ptr());
-  };
-  if (a.guidance) {
-    kept.push_back(torch::stable::contiguous(torch::stable::to(*a.guidance, ScalarType::Double)));
-    p.guidance = static_cast<const double*>(kept.back().const_data_ptr());
+    const bool generates = p.seeded && (!a.noise || (a.mask && !a.known_noise));
+    set_step_operands(p, x, slots, a, step_axes(x, generates), to);
+    for (int i = 0; i < kStepOperands; ++i)
+      if (is_packed(p.operand[i], p.size)) rows.packed |= 1u << i;
+
+    std::vector<Tensor> kept;  // until the launch
+    const auto doubles = [&](std::vector<int64_t> size) {
+      kept.push_back(torch::stable::empty(size, ScalarType::Double, std::nullopt, on.device()));
+      return static_cast<double*>(kept.back().mutable_data_ptr());
+    };
+    if (a.guidance) {
+      kept.push_back(torch::stable::contiguous(torch::stable::to(*a.guidance, ScalarType::Double)));
+      p.guidance = static_cast<const double*>(kept.back().const_data_ptr());
+    }
+    if (p.rescale != 0) p.factor = doubles({p.samples});
+    if (p.threshold != 0) p.bound = doubles({p.samples});
+    check_launch("sampler_step", cuda::sampler_step_kernel(p, rows, scope.stream));
   }
-  if (p.rescale != 0) p.factor = doubles({p.samples});
-  if (p.threshold != 0) p.bound = doubles({p.samples});
-  check_launch("sampler_step", cuda::sampler_step_kernel(p, rows, stream));
-}
-
-std::vector<Tensor> sampler_step_cuda(const Tensor& x, const Tensor& model_output,
-                                      const std::optional<Tensor>& uncond_output, const std::vector<Tensor>& slots,
-                                      const std::optional<Tensor>& noise, const std::optional<Tensor>& mask,
-                                      const std::optional<Tensor>& known, const std::optional<Tensor>& known_noise,
-                                      const Tensor& row, const std::optional<Tensor>& index,
-                                      const std::optional<Tensor>& guidance, double scale, double rescale,
-                                      std::optional<double> clip, std::optional<double> threshold,
-                                      std::optional<int64_t> seed, int64_t step, int64_t first, bool store,
-                                      int64_t copies, ScalarType model_input_dtype) {
-  const SamplerStepArguments a{model_output, uncond_output, noise,    mask,  known,   known_noise,
-                               row,          index,         guidance, scale, rescale, clip,
-                               threshold,    seed,          step,     first, copies,  model_input_dtype};
-  const CudaScope scope(x);
-  const StepView view = step_view(x);
-  check_sampler_step(view, x, slots.size(), a);
-  const std::vector<StepView> slot_views = step_slots(slots, view, x);
-  const std::vector<Tensor> outputs = new_step_outputs(view, x, store, a);
-  std::vector<StepView> views;
-  for (const Tensor& t : outputs) views.push_back(step_view(t));
-  const StepView nowhere{nullptr, x.scalar_type(), view.size, view.stride};
-  run(view, x, slot_views, a, views[0], store ? &views[1] : &nowhere, copies ? &views.back() : nullptr, scope.stream);
-  return outputs;
-}
-
-Tensor sampler_step_inplace_cuda(const Tensor& state, const Tensor& model_output,
-                                 const std::optional<Tensor>& uncond_output, const std::optional<Tensor>& noise,
-                                 const std::optional<Tensor>& mask, const std::optional<Tensor>& known,
-                                 const std::optional<Tensor>& known_noise, const Tensor& row,
-                                 const std::optional<Tensor>& index, const std::optional<Tensor>& guidance,
-                                 double scale, double rescale, std::optional<double> clip,
-                                 std::optional<double> threshold, std::optional<int64_t> seed, int64_t step,
-                                 int64_t first, int64_t copies, ScalarType model_input_dtype) {
-  const SamplerStepArguments a{model_output, uncond_output, noise,    mask,  known,   known_noise,
-                               row,          index,         guidance, scale, rescale, clip,
-                               threshold,    seed,          step,     first, copies,  model_input_dtype};
-  const CudaScope scope(state);
-  check_step_state(state);
-  const StepView x = step_view(state, 0);
-  check_sampler_step(x, state, state.size(0) - 1, a);
-  const Tensor model_input = new_model_input(x, state, copies, model_input_dtype);
-  const StepView input = step_view(model_input);
-  run(x, state, step_slots(state), a, x, nullptr, copies ? &input : nullptr, scope.stream);
-  return model_input;
-}
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CUDA, m) {
-  m.impl("sampler_step", TORCH_BOX(&sampler_step_cuda));
-  m.impl("sampler_step_", TORCH_BOX(&sampler_step_inplace_cuda));
+  m.impl("sampler_step", TORCH_BOX(&SamplerStepOperators<Cuda>::functional));
+  m.impl("sampler_step_", TORCH_BOX(&SamplerStepOperators<Cuda>::in_place));
 }
 
 }  // namespace imagegen

@@ -7,9 +7,9 @@ from .randn import normal
 
 def sampler_step(
     x,
+    slots,
     model_output,
     uncond_output,
-    slots,
     noise,
     mask,
     known,
@@ -26,6 +26,7 @@ def sampler_step(
     first,
     store,
     copies,
+    shared,
     model_input_dtype,
 ):
     c = coefficients(row, index, x)
@@ -57,30 +58,15 @@ def sampler_step(
     if copies:
         model_input = (c["s'"] * x_next).to(model_input_dtype)
         model_input = torch.cat([model_input] * copies) if copies > 1 else model_input
-    return [t for t in (x_next.to(x.dtype), stored, model_input) if t is not None]
+    return [t for t in (None if shared else x_next.to(x.dtype), stored, model_input) if t is not None]
 
 
-def sampler_step_(state, model_output, uncond_output, noise, mask, known, known_noise, row, index, *options):
-    *options, copies, model_input_dtype = options
+def sampler_step_(state, *arguments):
+    *operands, copies, model_input_dtype = arguments
     slots = len(state) - 1
-    x_next, *others = sampler_step(
-        state[0],
-        model_output,
-        uncond_output,
-        state[1:].unbind(),
-        noise,
-        mask,
-        known,
-        known_noise,
-        row,
-        index,
-        *options,
-        slots > 0,
-        copies,
-        model_input_dtype,
-    )
+    x_next, *others = sampler_step(state[0], state[1:].unbind(), *operands, slots > 0, copies, False, model_input_dtype)
     if slots:
-        slot = coefficients(row, index, state[0])["slot"]
+        slot = coefficients(*operands[6:8], state[0])["slot"]
         for k in range(slots):
             state[1 + k].copy_(torch.where(torch.as_tensor(slot == k, device=state.device), others[0], state[1 + k]))
     state[0].copy_(x_next)

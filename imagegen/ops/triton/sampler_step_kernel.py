@@ -9,39 +9,33 @@ from .randn_kernel import noise as make_noise
 BLOCK = 256  # counters a program, of four elements each
 
 
-def sampler_step(
-    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, *options
-):
+def sampler_step(x, slots, *arguments):
     """The operator `sampler_step`."""
-    *options, store, copies, dtype = options
-    x_next = torch.empty_like(x)
+    *operands, store, copies, shared, dtype = arguments
     stored = torch.empty_like(x) if store else None
     model_input = new_model_input(x, copies, dtype) if copies else None
     slots = [None if h.shape != x.shape else h for h in slots]
-    _run(
-        x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, options,
-        x_next, stored, model_input, in_place=False,
-    )  # fmt: skip
+    if shared:  # x' is the first copy
+        _run(x, slots, *operands, model_input[: len(x)], stored, model_input[len(x) :] if copies > 1 else None, False)
+        return [t for t in (stored, model_input) if t is not None]
+    x_next = torch.empty_like(x)
+    _run(x, slots, *operands, x_next, stored, model_input, False)
     return [t for t in (x_next, stored, model_input) if t is not None]
 
 
-def sampler_step_(state, model_output, uncond_output, noise, mask, known, known_noise, row, index, guidance, *options):
+def sampler_step_(state, *arguments):
     """The operator `sampler_step_`."""
-    *options, copies, dtype = options
+    *operands, copies, dtype = arguments
     x, *slots = state.unbind()
     model_input = new_model_input(x, copies, dtype)
-    _run(
-        x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, options,
-        x, None, model_input if copies else None, in_place=True,
-    )  # fmt: skip
+    _run(x, slots, *operands, x, None, model_input if copies else None, True)
     return model_input
 
 
 def _run(
-    x, model_output, uncond_output, slots, noise, mask, known, known_noise, row, index, guidance, options, x_next,
-    stored, model_input, in_place,
+    x, slots, model_output, uncond_output, noise, mask, known, known_noise, row, index, guidance, scale, rescale, clip,
+    threshold, seed, step, first, x_next, stored, model_input, in_place,
 ):  # fmt: skip
-    scale, rescale, clip, threshold, seed, step, first = options
     if x.numel() == 0:
         return
     row = row.to(x.device)
