@@ -36,15 +36,16 @@ def op(name):
 def past_autograd(name):
     """The operator `name` as a function that skips torch's Python autograd wrapper where no gradient is asked for.
 
-    The wrapper takes 10 µs a call, as long as a small kernel. Tracing and differentiation go through it as always.
+    The wrapper takes 4 µs a call, as long as a small kernel. Tracing and differentiation go through it as always.
     """
     operator = op(name)
+    run = operator and operator._op  # what calling the operator ends in
 
     def call(*args):
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_wants_grad, args))):
             return operator(*args)
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
+            return run(*args)
 
     return operator and call
 

@@ -85,6 +85,18 @@ def fused(x, cond, uncond, sampler, noise=None, **slots):
     )[0]
 
 
+def in_place(state, cond, uncond, sampler, noise=None):
+    ops.sampler_step_(state, cond, _row(_name(sampler)), uncond_output=uncond, guidance=GUIDANCE, noise=noise)
+    return state[0]
+
+
+def as_state(tensors):
+    """x and the stored tensors as one; as large as it is, it takes no other memory format."""
+    slots = [k for k in tensors if k.startswith("h")]
+    state = torch.stack([tensors["x"], *(tensors[k] for k in slots)])
+    return {k: t for k, t in tensors.items() if k not in ("x", *slots)} | {"state": state}
+
+
 def plain(x, cond, uncond, sampler, noise=None, **slots):
     row = _NUMBERS[len(sampler)]
     options = (None, None, GUIDANCE, 0.0, None, None, None, 0, 0, row[-3] >= 0, 2, False, x.dtype)
@@ -163,8 +175,9 @@ def prepare_peer(tensors):
 
 
 PROVIDERS = {
-    "imagegen": Provider(fused),
+    "imagegen": Provider(in_place, as_state),
     "eager": Provider(plain),
+    "functional": Provider(fused),
     "diffusers": Provider(peer, prepare_peer),
 }
 reference = plain

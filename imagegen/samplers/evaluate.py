@@ -17,3 +17,10 @@ def evaluate(model, model_input, t, sampler):
         return {"model_output": output}
     cond, uncond = output.chunk(2)
     return {"model_output": cond, "uncond_output": uncond}
+
+
+def new_state(x, slots):
+    """The state (1 + slots, B, …) of `ops.sampler_step_` that begins with x, in x's memory format."""
+    state = x.new_empty_strided((1 + slots, *x.shape), (x.numel(), *torch.empty_like(x).stride()))
+    state[0] = x
+    return state

@@ -3,7 +3,7 @@
 import torch
 
 from .. import ops
-from .evaluate import evaluate, scaled_input
+from .evaluate import evaluate, new_state, scaled_input
 
 
 class GraphLoop:
@@ -12,8 +12,7 @@ class GraphLoop:
 
     def __init__(self, model, sampler, x, settings):
         self.model, self.sampler, self.settings = model, sampler, settings
-        self.state = torch.zeros(1 + sampler.slots, *x.shape, dtype=x.dtype, device=x.device)
-        self.state[0] = x
+        self.state = new_state(x, sampler.slots)
         self.table = torch.tensor(sampler.table, device=x.device)
         self.counter = torch.zeros((), dtype=torch.int64, device=x.device)
         self.model_input = scaled_input(x, sampler.input_scale, sampler, settings["model_input_dtype"])

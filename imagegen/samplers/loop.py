@@ -3,7 +3,7 @@
 import torch
 
 from .. import ops
-from .evaluate import evaluate, scaled_input
+from .evaluate import evaluate, new_state, scaled_input
 from .graph import GraphLoop
 from .progress import progress_bar
 from .table import x0_row
@@ -87,21 +87,19 @@ def sample(
 
 
 def _run(model, sampler, x, settings, rows, callback, log):
-    slots = [None] * sampler.slots
-    slot = sampler.columns.index("slot")
+    # In place: a step writes to memory that the one before it has touched.
+    state = new_state(x, sampler.slots)
     model_input = scaled_input(x, sampler.input_scale, sampler, settings["model_input_dtype"])
     for i in rows:
         row = sampler.table[i]
         outputs = evaluate(model, model_input, row[0], sampler)
         if log is not None:
-            log(i, row[0], _x0(x, row, outputs, settings))
-        x, stored, model_input = ops.sampler_step(x, row=row, slots=slots, step=i, **outputs, **settings)
-        if stored is not None:
-            slots[int(row[slot])] = stored
-        if callback is not None and (changed := callback(i, x)) is not None:
-            x = changed
-            model_input = scaled_input(x, row[1], sampler, settings["model_input_dtype"])
-    return x
+            log(i, row[0], _x0(state[0], row, outputs, settings))
+        model_input = ops.sampler_step_(state, row=row, step=i, **outputs, **settings)
+        if callback is not None and (changed := callback(i, state[0].clone())) is not None:
+            state[0] = changed
+            model_input = scaled_input(state[0], row[1], sampler, settings["model_input_dtype"])
+    return state[0].clone() if sampler.slots else state[0]  # without the slots
 
 
 def _initial(sampler, shape, seed, first, noise, start, mask, known, device, backend):

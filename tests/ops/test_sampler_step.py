@@ -135,8 +135,21 @@ def test_next_model_input():
     assert model_input is x_next
     _, _, model_input = sampler_step(x, x, row(c_x=2.0, **{"s'": 0.5}), model_input_dtype=torch.bfloat16)
     assert torch.equal(model_input, x.bfloat16())
-    _, _, model_input = sampler_step(x, x, row(c_x=2.0), uncond_output=x, guidance=2.0)
-    assert torch.equal(model_input, torch.cat([2 * x, 2 * x]))
+    for backend in ("eager", None):
+        for layout, form in LAYOUTS.items():
+            x_next, stored, model_input = sampler_step(
+                form(x), x, row(1, c_x=2.0, q_x=3.0, slot=0), slots=(None,), uncond_output=x, guidance=2.0,
+                backend=backend,
+            )  # fmt: skip
+            assert torch.equal(x_next, 2 * x)
+            assert torch.equal(stored, 3 * x)
+            assert torch.equal(model_input, torch.cat([2 * x, 2 * x]))
+            assert (x_next.data_ptr() == model_input.data_ptr()) == (layout in ("contiguous", "channels_last"))
+    x_next, _, model_input = sampler_step(
+        x, x, row(c_x=2.0), uncond_output=x, guidance=2.0, model_input_dtype=torch.float64
+    )
+    assert x_next.dtype == torch.float32
+    assert torch.equal(model_input, torch.cat([2 * x, 2 * x]).double())
     assert sampler_step(x, x, row(c_x=2.0), copies=0)[2] is None
 
 

@@ -159,17 +159,33 @@ struct Blocks {
   alignas(64) T next[kStepBlock], stored[kStepBlock];
 };
 
+// Where V vectors of x' and what is stored go: memory of their own, or where an operand lies.
+template <class T>
+struct Outputs {
+  T *next, *stored;
+  T* copy[2];  // s' x'; null: none
+  bool streamed;
+};
+
 // V vectors from element i of every term: x' and what is stored. Terms that come from memory are asked for a block
 // ahead: the processor's own prefetching stops at the end of every page, as often as a block (a seventh faster in
 // place).
-template <bool kBounded, bool kStores, int V, bool kTail, class T>
-INLINE void combine(const Plan<T>& k, const T* const* term, int64_t i, int64_t rest, bool from_memory, Blocks<T>& b) {
+template <bool kBounded, bool kStores, bool kStreams, int V, bool kTail, class T>
+INLINE void combine(const Plan<T>& k, const T* const* term, int64_t i, int64_t rest, const Outputs<T>& to) {
   constexpr int L = kLanes<T>;
   Vec<T> x0[V] = {}, next[V] = {}, stored[V] = {};
   const auto at = [&](int t, int v) {
     const T* p = term[t] + i + v * L;
-    if (from_memory) __builtin_prefetch(p + kStepBlock);
+    if (kStreams) __builtin_prefetch(p + kStepBlock);
     return kTail ? load(p, rest) : load(p);
+  };
+  const auto put = [&](T* p, int v, Vec<T> value) {
+    if (kTail)
+      store(p + i, value, rest);
+    else if (kStreams)
+      stream(p + i + v * L, value);
+    else
+      store(p + i + v * L, value);
   };
   for (int t = 0; t < k.before; ++t) {
     const T a = k.x0[t], c = k.next[t], q = k.stored[t];
@@ -193,18 +209,33 @@ INLINE void combine(const Plan<T>& k, const T* const* term, int64_t i, int64_t r
       next[v] += k.next_x0 * x0[v];
       if constexpr (kStores) stored[v] += k.stored_x0 * x0[v];
     }
-    store(b.next + i + v * L, next[v]);
-    if constexpr (kStores) store(b.stored + i + v * L, stored[v]);
+    put(to.next, v, next[v]);
+    if constexpr (kStores) put(to.stored, v, stored[v]);
+    for (T* copy : to.copy)
+      if (copy) put(copy, v, k.scale * next[v]);
   }
 }
 
-template <bool kBounded, bool kStores, class T>
-void combine_block(const Plan<T>& k, const T* const* term, int64_t n, bool from_memory, Blocks<T>& b) {
+template <bool kBounded, bool kStores, bool kStreams, class T>
+void combine_block(const Plan<T>& k, const T* const* term, int64_t n, const Outputs<T>& to) {
   constexpr int V = kVectorBytes == 64 ? 4 : 2, L = kLanes<T>;
   int64_t i = 0;
-  for (; i + V * L <= n; i += V * L) combine<kBounded, kStores, V, false>(k, term, i, n - i, from_memory, b);
-  for (; i + L <= n; i += L) combine<kBounded, kStores, 1, false>(k, term, i, n - i, from_memory, b);
-  if (i < n) combine<kBounded, kStores, 1, true>(k, term, i, n - i, from_memory, b);
+  for (; i + V * L <= n; i += V * L) combine<kBounded, kStores, kStreams, V, false>(k, term, i, n - i, to);
+  for (; i + L <= n; i += L) combine<kBounded, kStores, kStreams, 1, false>(k, term, i, n - i, to);
+  if (i < n) combine<kBounded, kStores, kStreams, 1, true>(k, term, i, n - i, to);
+}
+
+template <class T>
+void combine_block(const Plan<T>& k, const T* const* term, int64_t n, const Outputs<T>& to) {
+  const auto bounded = [&]<bool kBounded>() {
+    if (k.store)
+      to.streamed ? combine_block<kBounded, true, true>(k, term, n, to)
+                  : combine_block<kBounded, true, false>(k, term, n, to);
+    else
+      to.streamed ? combine_block<kBounded, false, true>(k, term, n, to)
+                  : combine_block<kBounded, false, false>(k, term, n, to);
+  };
+  k.bounded ? bounded.template operator()<true>() : bounded.template operator()<false>();
 }
 
 // mask x' + (1 - mask) (b_0 known + b_1 noise')
@@ -240,16 +271,34 @@ void fetch_terms(const SamplerStepParams& p, const Plan<T>& k, int count, int64_
   }
 }
 
+// Where elements first … lie side by side as T, fit to be streamed to if asked; else null.
+template <class T>
+T* direct(const StepOperand& o, int64_t sample, int64_t first, bool streamed) {
+  constexpr Dtype kOwn = std::is_same_v<T, double> ? Dtype::f64 : Dtype::f32;
+  if (o.dtype != kOwn || o.dims != 1 || o.stride[0] != 1) return nullptr;
+  T* p = static_cast<T*>(o.data) + sample * o.sample_stride + first;
+  return streamed && reinterpret_cast<uintptr_t>(p) % kVectorBytes ? nullptr : p;
+}
+
+// Where every output can be written as it is made; next is null where one can't.
+template <class T>
+Outputs<T> direct_outputs(const SamplerStepParams& p, const Plan<T>& k, int64_t sample, int64_t first) {
+  Outputs<T> to{direct<T>(p.operand[kNext], sample, first, p.streamed), nullptr, {}, p.streamed};
+  if (p.operand[kMask].data) to.next = nullptr;
+  if (k.store && !(to.stored = direct<T>(*k.store, sample, first, p.streamed))) to.next = nullptr;
+  for (int c = 0; c < p.copies; ++c)
+    if (!(to.copy[c] = direct<T>(p.operand[kModelInput], sample + c * p.samples, first, p.streamed))) to.next = nullptr;
+  return to;
+}
+
 template <class T>
 void step_block(const SamplerStepParams& p, const Plan<T>& k, int64_t sample, int64_t first, int64_t n, Blocks<T>& b) {
   const T* term[kStepTerms];
   fetch_terms(p, k, k.terms, sample, first, n, b, term);
-  if (k.bounded)
-    k.store ? combine_block<true, true>(k, term, n, p.streamed, b)
-            : combine_block<true, false>(k, term, n, p.streamed, b);
-  else
-    k.store ? combine_block<false, true>(k, term, n, p.streamed, b)
-            : combine_block<false, false>(k, term, n, p.streamed, b);
+  const Outputs<T> to = direct_outputs(p, k, sample, first);
+  if (to.next) return combine_block(k, term, n, to);
+
+  combine_block(k, term, n, Outputs<T>{b.next, b.stored, {}, false});
   if (p.operand[kMask].data) blend(p, k, sample, first, n, b);
   put(p.operand[kNext], sample, first, n, b.next, T(1), p.streamed);
   if (k.store) put(*k.store, sample, first, n, b.stored, T(1), p.streamed);
