@@ -37,7 +37,7 @@ def _compile(kernel, architecture, signature, constants, divisible, options=None
 
     signature = {k: tuple(v) if isinstance(v, list) else v for k, v in signature.items()}
     signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    attributes = {_path(kernel, name): [["tt.divisibility", 16]] for name in divisible}
     constants = {_path(kernel, name): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

@@ -32,8 +32,9 @@ def conv_transpose2d(
 
     On CPU a 4x4 or 3x3 kernel with stride 2 and padding 1 has kernels of its own: 36 multiplications per 2x2 input
     pixels and pair of channels where the plain way takes 64, or 25 where it takes 36, and fewer where there are many
-    pixels. Without padding a single pixel is a matrix product. Any other geometry is torch's convolution followed by
-    scale, shift and activation.
+    pixels. In Triton the same kernels are four convolutions, of the outputs of each parity, in one launch; what is not
+    channels_last of x is read more slowly, and what is not of weight is copied. Without padding a single pixel is a
+    matrix product. Any other geometry is torch's convolution followed by scale, shift and activation.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
@@ -42,7 +43,7 @@ def conv_transpose2d(
         stride, padding, output_padding: integers, or pairs of them for height and width, as torch has them.
         scale, shift: (Cout,) in x's dtype or float32, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
-        backend: "eager", "cpu" or None, which takes the first one ready on x's device.
+        backend: "eager", "cpu", "triton" or None, which takes the first one ready on x's device.
 
     Returns: (B, Cout, (H - 1) * stride - 2 * padding + kH + output_padding, ...) in x's dtype and memory format.
     Gradients: of any order, in x, weight, bias, scale and shift.
@@ -112,18 +113,23 @@ def _check(x, weight, bias, geometry, scale, shift, activation):
     check_activation(op, "activation", activation)
 
 
-def _native(x, weight, bias, stride, padding, output_padding, scale, shift, activation):
-    if x.shape[2:] == (1, 1) and padding == output_padding == [0, 0]:
-        return _convolve_pixel(x, weight, bias, scale, shift, activation)
-    if stride != [2, 2] or padding != [1, 1] or weight.shape[2:] not in ((4, 4), (3, 3)):
-        return eager.conv_transpose2d(x, weight, bias, stride, padding, output_padding, scale, shift, activation)
-    op = torch.ops.imagegen.conv_transpose2d.default
-    tensors = (x, weight, bias, scale, shift)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        # What is fused leaves nothing to differentiate it by: apart, it costs passes over y in training, and saves the
-        # whole convolution that its gradient would otherwise have to repeat.
-        return finish(op(x, weight, bias, output_padding, None, None, "linear"), scale, shift, activation)
-    return op(x, weight, bias, output_padding, scale, shift, activation)
+def _kernel(operator):
+    """The function that runs this operator where the geometry is its own."""
+
+    def run(x, weight, bias, stride, padding, output_padding, scale, shift, activation):
+        if x.shape[2:] == (1, 1) and padding == output_padding == [0, 0]:
+            return _convolve_pixel(x, weight, bias, scale, shift, activation)
+        if stride != [2, 2] or padding != [1, 1] or weight.shape[2:] not in ((4, 4), (3, 3)):
+            return eager.conv_transpose2d(x, weight, bias, stride, padding, output_padding, scale, shift, activation)
+        tensors = (x, weight, bias, scale, shift)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            # What is fused leaves nothing to differentiate it by: apart, it costs passes over y in training, and saves
+            # the whole convolution that its gradient would otherwise have to repeat.
+            y = operator(x, weight, bias, output_padding, None, None, "linear")
+            return finish(y, scale, shift, activation)
+        return operator(x, weight, bias, output_padding, scale, shift, activation)
+
+    return run
 
 
 def _convolve_pixel(x, weight, bias, scale, shift, activation):
@@ -133,7 +139,55 @@ def _convolve_pixel(x, weight, bias, scale, shift, activation):
     return finish(y, scale, shift, activation).contiguous(memory_format=memory_format(x))
 
 
-_IMPLEMENTATIONS = {"eager": eager.conv_transpose2d, "cpu": _native}
+def _conv_transpose2d_triton(x, weight, bias, output_padding, scale, shift, activation):
+    _check(x, weight, bias, [[2, 2], [1, 1], output_padding], scale, shift, activation)
+    _check_kernel("conv_transpose2d", weight, output_padding)
+    from .triton.conv_transpose2d_kernel import conv_transpose2d  # here, not above: importing Triton takes a second
+
+    return conv_transpose2d(x, weight, bias, output_padding, scale, shift, activation)
+
+
+def _backward_input_triton(grad, weight, output_padding):
+    op = "conv_transpose2d_backward_input"
+    check_dtype(op, "grad", grad)
+    check_same_device(op, "weight", weight, grad)
+    check_same_dtype(op, "weight", weight, grad)
+    _check_kernel(op, weight, output_padding)
+    if grad.dim() != 4 or grad.size(1) != weight.size(1):
+        raise ValueError(f"{op}: grad must have shape (B, {weight.size(1)}, OH, OW), got {tuple(grad.shape)}")
+    shape = _input_shape(grad, weight, output_padding)
+    outputs = ((n - 1) * 2 - 2 + weight.size(2) + extra for n, extra in zip(shape[2:], output_padding, strict=True))
+    if tuple(outputs) != tuple(grad.shape[2:]):
+        raise ValueError(
+            f"{op}: grad of shape {tuple(grad.shape)} is no output of weight {tuple(weight.shape)} "
+            f"with output_padding {tuple(output_padding)}"
+        )
+    from .triton.conv_transpose2d_kernel import conv_transpose2d_backward_input
+
+    return conv_transpose2d_backward_input(grad, weight, shape)
+
+
+def _backward_weight_triton(grad, x, kernel, output_padding):
+    op = "conv_transpose2d_backward_weight"
+    check_dtype(op, "x", x)
+    check_same_device(op, "grad", grad, x)
+    check_same_dtype(op, "grad", grad, x)
+    size = [(n - 1) * 2 - 2 + kernel + extra for n, extra in zip(x.shape[2:], output_padding, strict=True)]
+    if grad.dim() != 4 or grad.size(0) != x.size(0) or list(grad.shape[2:]) != size:
+        raise ValueError(
+            f"{op}: grad must have shape ({x.size(0)}, Cout, {size[0]}, {size[1]}) to match x {tuple(x.shape)}, "
+            f"got {tuple(grad.shape)}"
+        )
+    from .triton.conv_transpose2d_kernel import conv_transpose2d_backward_weight
+
+    return conv_transpose2d_backward_weight(grad, x, kernel)
+
+
+def _check_kernel(op, weight, output_padding):
+    if weight.dim() != 4 or weight.shape[2:] not in ((3, 3), (4, 4)):
+        raise ValueError(f"{op}: the kernel must be 3x3 or 4x4, got weight {tuple(weight.shape)}")
+    if min(output_padding) < 0:
+        raise ValueError(f"{op}: output_padding must be at least 0, got {tuple(output_padding)}")
 
 
 # The convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
@@ -150,23 +204,25 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias, scale, shift)
 
 
-def _backward(ctx, grad):
-    x, weight, bias, scale, shift = ctx.saved_tensors
-    ops, extra = torch.ops.imagegen, ctx.output_padding
-    need_x, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
-    grad_scale = grad_shift = None
-    if scale is not None or shift is not None or ctx.activation != "linear":
-        y = ops.conv_transpose2d(x, weight, bias, extra, None, None, "linear")
-        grad, grad_scale, grad_shift = _finish_grad(grad, y, scale, shift, ctx.activation, need_scale, need_shift)
-    return (
-        ops.conv_transpose2d_backward_input(grad, weight, extra) if need_x else None,
-        ops.conv_transpose2d_backward_weight(grad, x, weight.size(2), extra) if need_weight else None,
-        grad.sum((0, 2, 3)) if need_bias else None,
-        None,
-        grad_scale,
-        grad_shift,
-        None,
-    )
+def _backward(C, X, W):
+    def backward(ctx, grad):
+        x, weight, bias, scale, shift = ctx.saved_tensors
+        need_x, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
+        extra, grad_scale, grad_shift = ctx.output_padding, None, None
+        if scale is not None or shift is not None or ctx.activation != "linear":
+            y = C(x, weight, bias, extra, None, None, "linear")
+            grad, grad_scale, grad_shift = _finish_grad(grad, y, scale, shift, ctx.activation, need_scale, need_shift)
+        return (
+            X(grad, weight, extra) if need_x else None,
+            W(grad, x, weight.size(2), extra) if need_weight else None,
+            grad.sum((0, 2, 3)) if need_bias else None,
+            None,
+            grad_scale,
+            grad_shift,
+            None,
+        )
+
+    return backward
 
 
 def _finish_grad(grad, y, scale, shift, activation, need_scale, need_shift):
@@ -183,8 +239,12 @@ def _finish_grad(grad, y, scale, shift, activation, need_scale, need_shift):
 
 
 def _fake_backward_input(grad, weight, output_padding):
+    return grad.new_empty(_input_shape(grad, weight, output_padding)).to(memory_format=memory_format(grad))
+
+
+def _input_shape(grad, weight, output_padding):
     h, w = ((n - k + 4 - e) // 2 for n, k, e in zip(grad.shape[2:], weight.shape[2:], output_padding, strict=True))
-    return grad.new_empty(grad.size(0), weight.size(0), h, w).to(memory_format=memory_format(grad))
+    return grad.size(0), weight.size(0), h, w
 
 
 def _setup_context_backward_input(ctx, inputs, output):
@@ -192,15 +252,17 @@ def _setup_context_backward_input(ctx, inputs, output):
     ctx.save_for_backward(grad, weight)
 
 
-def _backward_of_backward_input(ctx, grad_x):
-    grad, weight = ctx.saved_tensors
-    ops, extra = torch.ops.imagegen, ctx.output_padding
-    need_grad, need_weight, _ = ctx.needs_input_grad
-    return (
-        ops.conv_transpose2d(grad_x, weight, None, extra, None, None, "linear") if need_grad else None,
-        ops.conv_transpose2d_backward_weight(grad, grad_x, weight.size(2), extra) if need_weight else None,
-        None,
-    )
+def _backward_of_backward_input(C, W):
+    def backward(ctx, grad_x):
+        grad, weight = ctx.saved_tensors
+        need_grad, need_weight, _ = ctx.needs_input_grad
+        return (
+            C(grad_x, weight, None, ctx.output_padding, None, None, "linear") if need_grad else None,
+            W(grad, grad_x, weight.size(2), ctx.output_padding) if need_weight else None,
+            None,
+        )
+
+    return backward
 
 
 def _fake_backward_weight(grad, x, kernel, output_padding):
@@ -212,28 +274,59 @@ def _setup_context_backward_weight(ctx, inputs, output):
     ctx.save_for_backward(grad, x)
 
 
-def _backward_of_backward_weight(ctx, grad_weight):
-    grad, x = ctx.saved_tensors
-    ops, extra = torch.ops.imagegen, ctx.output_padding
-    need_grad, need_x, _, _ = ctx.needs_input_grad
-    return (
-        ops.conv_transpose2d(x, grad_weight, None, extra, None, None, "linear") if need_grad else None,
-        ops.conv_transpose2d_backward_input(grad, grad_weight, extra) if need_x else None,
-        None,
-        None,
+def _backward_of_backward_weight(C, X):
+    def backward(ctx, grad_weight):
+        grad, x = ctx.saved_tensors
+        need_grad, need_x, _, _ = ctx.needs_input_grad
+        return (
+            C(x, grad_weight, None, ctx.output_padding, None, None, "linear") if need_grad else None,
+            X(grad, grad_weight, ctx.output_padding) if need_x else None,
+            None,
+            None,
+        )
+
+    return backward
+
+
+_library.define(
+    "conv_transpose2d_triton(Tensor x, Tensor weight, Tensor? bias, int[] output_padding, Tensor? scale, "
+    "Tensor? shift, str activation) -> Tensor",
+    _conv_transpose2d_triton,
+)
+_library.define(
+    "conv_transpose2d_backward_input_triton(Tensor grad, Tensor weight, int[] output_padding) -> Tensor",
+    _backward_input_triton,
+)
+_library.define(
+    "conv_transpose2d_backward_weight_triton(Tensor grad, Tensor x, int kernel, int[] output_padding) -> Tensor",
+    _backward_weight_triton,
+)
+
+for twin in ("", "_triton"):
+    names = [f"conv_transpose2d{part}{twin}" for part in ("", "_backward_input", "_backward_weight")]
+    C, X, W = map(_library.op, names)
+    _library.register(
+        names[0],
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward(C, X, W),
+        autocast=(0, 1, 2),
+    )
+    _library.register(
+        names[1],
+        fake=_fake_backward_input,
+        setup_context=_setup_context_backward_input,
+        backward=_backward_of_backward_input(C, W),
+    )
+    _library.register(
+        names[2],
+        fake=_fake_backward_weight,
+        setup_context=_setup_context_backward_weight,
+        backward=_backward_of_backward_weight(C, X),
     )
 
-
-_library.register("conv_transpose2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2))
-_library.register(
-    "conv_transpose2d_backward_input",
-    fake=_fake_backward_input,
-    setup_context=_setup_context_backward_input,
-    backward=_backward_of_backward_input,
-)
-_library.register(
-    "conv_transpose2d_backward_weight",
-    fake=_fake_backward_weight,
-    setup_context=_setup_context_backward_weight,
-    backward=_backward_of_backward_weight,
-)
+_IMPLEMENTATIONS = {
+    "eager": eager.conv_transpose2d,
+    "cpu": _kernel(_library.op("conv_transpose2d")),
+    "triton": _kernel(_library.op("conv_transpose2d_triton")),
+}

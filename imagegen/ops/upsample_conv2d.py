@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import check_conv3x3
+from ._check import check_conv3x3, check_dtype, check_same_device, check_same_dtype
 from ._layout import memory_format
 
 
@@ -15,14 +15,16 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", backend=None):
         y = act(conv2d(nearest2x(x), weight, padding=1) + bias)
 
     On CPU it takes 25 multiplications per 2x2 input pixels and pair of channels where the plain way takes 144. The
-    result is exact up to rounding, with a smaller error than the plain way's own sums.
+    result is exact up to rounding, with a smaller error than the plain way's own sums. In Triton it is the transposed
+    convolution that both steps are together, 64 multiplications for the same pixels, and the weight's gradient is
+    torch's convolution.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
         weight: (Cout, C, 3, 3) in x's dtype. Its transform is cached until its content changes.
         bias: (Cout,) in x's dtype, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
-        backend: "eager", "cpu" or None, which takes the first one ready on x's device.
+        backend: "eager", "cpu", "triton" or None, which takes the first one ready on x's device.
 
     Returns: (B, Cout, 2H, 2W) in x's dtype and memory format.
     Gradients: of any order, in x, weight and bias.
@@ -42,17 +44,53 @@ def _check(x, weight, bias, activation):
     check_activation(op, "activation", activation)
 
 
-def _native(x, weight, bias, activation):
-    op = torch.ops.imagegen.upsample_conv2d.default
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if needs_grad and activation != "linear":
-        # The fused activation leaves nothing to differentiate it by: apart, it costs a pass over y in training, and
-        # saves the whole convolution that its gradient would otherwise have to repeat.
-        return ACTIVATIONS[activation](op(x, weight, bias, "linear"))
-    return op(x, weight, bias, activation)
+def _kernel(operator):
+    def run(x, weight, bias, activation):
+        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+        if needs_grad and activation != "linear":
+            # The fused activation leaves nothing to differentiate it by: apart, it costs a pass over y in training, and
+            # saves the whole convolution that its gradient would otherwise have to repeat.
+            return ACTIVATIONS[activation](operator(x, weight, bias, "linear"))
+        return operator(x, weight, bias, activation)
+
+    return run
 
 
-_IMPLEMENTATIONS = {"eager": eager.upsample_conv2d, "cpu": _native}
+def _upsample_conv2d_triton(x, weight, bias, activation):
+    _check(x, weight, bias, activation)
+    from .triton.upsample_conv2d_kernel import upsample_conv2d  # here, not above: importing Triton takes a second
+
+    return upsample_conv2d(x, weight, bias, activation)
+
+
+def _backward_input_triton(grad, weight):
+    op = "upsample_conv2d_backward_input"
+    check_dtype(op, "grad", grad)
+    check_same_device(op, "weight", weight, grad)
+    check_same_dtype(op, "weight", weight, grad)
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"{op}: weight must have shape (Cout, C, 3, 3), got {tuple(weight.shape)}")
+    if grad.dim() != 4 or grad.size(1) != weight.size(0) or grad.size(2) % 2 or grad.size(3) % 2:
+        raise ValueError(f"{op}: grad must have shape (B, {weight.size(0)}, 2H, 2W), got {tuple(grad.shape)}")
+    from .triton.upsample_conv2d_kernel import upsample_conv2d_backward_input
+
+    return upsample_conv2d_backward_input(grad, weight)
+
+
+def _backward_weight_triton(grad, x):
+    op = "upsample_conv2d_backward_weight"
+    check_dtype(op, "x", x)
+    check_same_device(op, "grad", grad, x)
+    check_same_dtype(op, "grad", grad, x)
+    B, _, H, W = x.shape
+    if grad.dim() != 4 or grad.size(0) != B or grad.shape[2:] != (2 * H, 2 * W):
+        raise ValueError(
+            f"{op}: grad must have shape ({B}, Cout, {2 * H}, {2 * W}) to match x {tuple(x.shape)}, "
+            f"got {tuple(grad.shape)}"
+        )
+    from .triton.upsample_conv2d_kernel import upsample_conv2d_backward_weight
+
+    return upsample_conv2d_backward_weight(grad, x)
 
 
 # The op is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
@@ -69,18 +107,20 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias)
 
 
-def _backward(ctx, grad):
-    x, weight, bias = ctx.saved_tensors
-    ops = torch.ops.imagegen
-    if ctx.activation != "linear":
-        grad = _activation_grad(grad, ops.upsample_conv2d(x, weight, bias, "linear"), ctx.activation)
-    need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-    return (
-        ops.upsample_conv2d_backward_input(grad, weight) if need_x else None,
-        ops.upsample_conv2d_backward_weight(grad, x) if need_weight else None,
-        grad.sum((0, 2, 3)) if need_bias else None,
-        None,
-    )
+def _backward(C, X, W):
+    def backward(ctx, grad):
+        x, weight, bias = ctx.saved_tensors
+        if ctx.activation != "linear":
+            grad = _activation_grad(grad, C(x, weight, bias, "linear"), ctx.activation)
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        return (
+            X(grad, weight) if need_x else None,
+            W(grad, x) if need_weight else None,
+            grad.sum((0, 2, 3)) if need_bias else None,
+            None,
+        )
+
+    return backward
 
 
 def _activation_grad(grad, y, activation):
@@ -99,38 +139,65 @@ def _setup_context_two(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _backward_of_backward_input(ctx, grad_x):
-    grad, weight = ctx.saved_tensors
-    ops = torch.ops.imagegen
-    return (
-        ops.upsample_conv2d(grad_x, weight, None, "linear") if ctx.needs_input_grad[0] else None,
-        ops.upsample_conv2d_backward_weight(grad, grad_x) if ctx.needs_input_grad[1] else None,
-    )
+def _backward_of_backward_input(C, W):
+    def backward(ctx, grad_x):
+        grad, weight = ctx.saved_tensors
+        need_grad, need_weight = ctx.needs_input_grad
+        return (
+            C(grad_x, weight, None, "linear") if need_grad else None,
+            W(grad, grad_x) if need_weight else None,
+        )
+
+    return backward
 
 
 def _fake_backward_weight(grad, x):
     return x.new_empty(grad.size(1), x.size(1), 3, 3)
 
 
-def _backward_of_backward_weight(ctx, grad_weight):
-    grad, x = ctx.saved_tensors
-    ops = torch.ops.imagegen
-    return (
-        ops.upsample_conv2d(x, grad_weight, None, "linear") if ctx.needs_input_grad[0] else None,
-        ops.upsample_conv2d_backward_input(grad, grad_weight) if ctx.needs_input_grad[1] else None,
+def _backward_of_backward_weight(C, X):
+    def backward(ctx, grad_weight):
+        grad, x = ctx.saved_tensors
+        need_grad, need_x = ctx.needs_input_grad
+        return (
+            C(x, grad_weight, None, "linear") if need_grad else None,
+            X(grad, grad_weight) if need_x else None,
+        )
+
+    return backward
+
+
+_library.define(
+    "upsample_conv2d_triton(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor", _upsample_conv2d_triton
+)
+_library.define("upsample_conv2d_backward_input_triton(Tensor grad, Tensor weight) -> Tensor", _backward_input_triton)
+_library.define("upsample_conv2d_backward_weight_triton(Tensor grad, Tensor x) -> Tensor", _backward_weight_triton)
+
+for twin in ("", "_triton"):
+    names = [f"upsample_conv2d{part}{twin}" for part in ("", "_backward_input", "_backward_weight")]
+    C, X, W = map(_library.op, names)
+    _library.register(
+        names[0],
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward(C, X, W),
+        autocast=(0, 1, 2),
+    )
+    _library.register(
+        names[1],
+        fake=_fake_backward_input,
+        setup_context=_setup_context_two,
+        backward=_backward_of_backward_input(C, W),
+    )
+    _library.register(
+        names[2],
+        fake=_fake_backward_weight,
+        setup_context=_setup_context_two,
+        backward=_backward_of_backward_weight(C, X),
     )
 
-
-_library.register("upsample_conv2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2))
-_library.register(
-    "upsample_conv2d_backward_input",
-    fake=_fake_backward_input,
-    setup_context=_setup_context_two,
-    backward=_backward_of_backward_input,
-)
-_library.register(
-    "upsample_conv2d_backward_weight",
-    fake=_fake_backward_weight,
-    setup_context=_setup_context_two,
-    backward=_backward_of_backward_weight,
-)
+_IMPLEMENTATIONS = {
+    "eager": eager.upsample_conv2d,
+    "cpu": _kernel(_library.op("upsample_conv2d")),
+    "triton": _kernel(_library.op("upsample_conv2d_triton")),
+}
