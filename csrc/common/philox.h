@@ -57,25 +57,40 @@ struct FourWords {
   W x, y, z, w;
 };
 
-template <class W>
-INLINE FourWords<W> philox(FourWords<W> c, uint64_t seed) {
+// The keys of the rounds: those of a vector of counters are kept (`kept_keys`), as registers are too few to.
+struct PhiloxKeys {
+  uint32_t round[10][2];
+};
+INLINE PhiloxKeys philox_keys(uint64_t seed) {
+  PhiloxKeys keys;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+  for (int i = 0; i < 10; ++i, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) keys.round[i][0] = k0, keys.round[i][1] = k1;
+  return keys;
+}
+
+template <class W>
+INLINE FourWords<W> philox(FourWords<W> c, const PhiloxKeys& keys) {
 #pragma GCC unroll 10
   for (int i = 0; i < 10; ++i) {
     W p_high, p_low, q_high, q_low;
     multiply(c.x, 0xD2511F53u, p_high, p_low);
     multiply(c.z, 0xCD9E8D57u, q_high, q_low);
-    c = {q_high ^ c.y ^ k0, q_low, p_high ^ c.w ^ k1, p_low};
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    c = {q_high ^ c.y ^ keys.round[i][0], q_low, p_high ^ c.w ^ keys.round[i][1], p_low};
   }
   return c;
 }
 
-// The words of elements 4 block … 4 block + 3. The counter's last word holds the stream below the block's high bits.
+// The counter of elements 4 block … 4 block + 3: its last word holds the stream below the block's high bits.
+template <class W>
+INLINE FourWords<W> counters(const NoiseKey& key, W block_low, uint32_t block_high) {
+  const W zero = block_low ^ block_low;
+  return {block_low, zero + key.sample, zero + key.step, zero + (key.stream | block_high << 16)};
+}
+
 template <class W>
 INLINE FourWords<W> noise_words(const NoiseKey& key, W block_low, uint32_t block_high) {
-  const W zero = block_low ^ block_low;
-  return philox<W>({block_low, zero + key.sample, zero + key.step, zero + (key.stream | block_high << 16)}, key.seed);
+  return philox(counters(key, block_low, block_high), philox_keys(key.seed));
 }
 
 // ln u for 2^-33 <= u <= 1, to 1e-7: u = 2^e (1 + f) with 1 + f from sqrt(1/2) to sqrt(2).

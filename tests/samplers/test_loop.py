@@ -59,6 +59,7 @@ def test_the_callback_sees_every_state():
     x = samplers.sample(model, sampler, (1, 1, 2, 2), callback=lambda i, x: seen.append((i, x)))
     assert [i for i, _ in seen] == [0, 1, 2]
     assert torch.equal(seen[-1][1], x)
+    assert not torch.equal(seen[0][1], seen[1][1])  # what it was given stays what it was
 
 
 def test_a_stored_tensor_comes_back_in_its_slot():
