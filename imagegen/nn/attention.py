@@ -8,7 +8,7 @@ class Attention(torch.nn.Module):
     """Multi-head self- or cross-attention: projections, attention, projection; see imagegen.ops.attention.
 
         q, k, v = x Wq, c Wk, c Wv    per head; c is the context, or x
-        y = attention(rotate(norm(q)), rotate(norm(k)), v) Wout
+        y = attention(rotate(norm(q)), rotate(norm(k)), v) Wout     norm and rotate where asked
 
     The projections of x are one matrix product, and attention reads its heads from there without a copy.
 
@@ -71,24 +71,27 @@ class Attention(torch.nn.Module):
         self.load_state_dict(attention.state_dict())
         return self.train(attention.training)
 
-    def forward(self, x, context=None, *, mask=None, causal=False, rotary=None):
+    def forward(self, x, context=None, *, mask=None, causal=False, rotary=None, rotary_pairs="neighbours"):
         """Attend from x (B, Lq, dim) to context (B, Lk, context_dim), or to x.
 
         Args:
             mask, causal: as imagegen.ops.attention takes them; mask broadcasts to (B, heads, Lq, Lk).
             rotary: angles (Lq, head_dim / 2), or with leading axes that broadcast to (B, heads, Lq, head_dim / 2), by
-                which q and k are rotated in pairs of neighbouring channels. For self-attention.
+                which q and k are rotated in pairs of channels. For self-attention.
+            rotary_pairs: as imagegen.ops.attention takes it.
 
         Returns: (B, Lq, dim).
         """
         if rotary is not None and context is not None:
             raise ValueError("Attention: rotary must be None where a context is given: its positions are not x's")
         q, k, v = (self._heads(t) for t in self._project(x, context))
+        norms = {}
         if self.norm_q is not None:
-            q, k = self.norm_q(q), self.norm_k(k)
+            norms = {"q_norm": self.norm_q.weight, "k_norm": self.norm_k.weight, "norm_eps": self.norm_q.eps}
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.out(ops.attention(q, k, v, mask=mask, causal=causal).transpose(1, 2).flatten(2))
+            rotary = rotary.cos(), rotary.sin()
+        y = ops.attention(q, k, v, mask=mask, causal=causal, **norms, rotary=rotary, rotary_pairs=rotary_pairs)
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def _project(self, x, context):
         sizes = [n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)]
@@ -136,13 +139,6 @@ class Attention(torch.nn.Module):
 
     def extra_repr(self):
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
-
-
-def rotate(x, angles):
-    """Rotate each pair of channels (x[2i], x[2i + 1]) of x (..., L, D) by angles (..., L, D / 2)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
 def _options_of_torch(attention):

@@ -5,16 +5,34 @@ import math
 import torch
 
 from .. import _library
-from . import _backend, eager
+from . import _backend, attention_rows, eager
 from ._check import check_dtype, check_same_device, check_same_dtype
 from ._layout import empty_like_heads
 
 
-def attention(q, k, v, *, mask=None, causal=False, scale=None, backend=None):
+def attention(
+    q,
+    k,
+    v,
+    *,
+    mask=None,
+    causal=False,
+    scale=None,
+    q_norm=None,
+    k_norm=None,
+    norm_eps=1e-6,
+    rotary=None,
+    rotary_pairs="neighbours",
+    backend=None,
+):
     """Attend from every query to the keys: a softmax over the keys weighs the values.
 
         S[i, j] = scale * <q[i], k[j]> + mask[i, j]         -inf where a boolean mask is False, or causality forbids
         out[i]  = sum_j exp(S[i, j]) v[j] / sum_j exp(S[i, j])
+
+    where, if asked, each row of q (and of k) is first normalised and rotated in pairs of its elements (a, b):
+
+        u = q rsqrt(mean(q^2) + norm_eps) q_norm,    (a, b) -> (a cos - b sin, a sin + b cos)
 
     Args:
         q: (B, H, Lq, D) of any strides with a unit last one, such as a view of (B, Lq, H*D) or of a fused (B, Lq, 3, H,
@@ -26,23 +44,42 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None, backend=None):
         causal: query i attends to the keys up to i + Lk - Lq: the last query to all of them (torch's is_causal, which
             aligns the first query with the first key, is the same where Lq = Lk).
         scale: positive; None is D^-1/2.
+        q_norm, k_norm: (D), the weights of the norms of q and k, of any floating-point dtype; None for no norm.
+        norm_eps: of those norms.
+        rotary: (cos, sin) of one shape that broadcasts to (B, H, L, D/2), for q and for k: positions of
+            self-attention. None for no rotation.
+        rotary_pairs: "neighbours", elements 2i and 2i + 1 (FLUX; diffusers' use_real_unbind_dim=-1), or "halves", i and
+            i + D/2 (its -2).
         backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on q's device.
 
     Returns: (B, H, Lq, D) in q's dtype. Where q is a view of (B, Lq, H, D), so is it: out.transpose(1, 2).flatten(2),
         the input of the next projection, costs nothing. A query that may attend to nothing gets 0, and gradients of 0.
-    Gradients: in q, k, v and an additive mask; the first order recomputes S from its saved log-sum-exp and takes memory
-        O(L) as the forward does; orders beyond the first are in plain PyTorch.
+    Gradients: in q, k, v, an additive mask, the norms' weights, cos and sin; the first order recomputes S from its
+        saved log-sum-exp and takes memory O(L) as the forward does; orders beyond the first are in plain PyTorch.
+    Norms and rotations happen on CPU as the kernel reads the rows (in plain PyTorch before it where cos or sin require
+        a gradient), on other backends in plain PyTorch before the kernel.
     Autocast: runs in autocast's dtype.
     Raises: ValueError or TypeError that names the argument.
     Equivalent to: F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True), apart from causal and
-        from queries that attend to nothing.
+        from queries that attend to nothing; q_norm: F.rms_norm(q, (D,), q_norm, norm_eps).
     Source: Vaswani et al., "Attention Is All You Need", 2017; Milakov and Gimelshein, "Online normalizer calculation
-        for softmax", 2018; Dao et al., "FlashAttention", 2022.
+        for softmax", 2018; Dao et al., "FlashAttention", 2022; norms: Henry et al., "Query-Key Normalization for
+        Transformers", 2020; rotation: Su et al., "RoFormer", 2021.
     """
     q, k, v = (_cast_for_autocast(t) for t in (q, k, v))
     scale = _check(q, k, v, mask, scale)
     run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q, _declines)
-    return run(q, k, v, mask, bool(causal), scale)
+    if q_norm is None and k_norm is None and rotary is None:
+        return run(q, k, v, mask, bool(causal), scale)
+    rows = attention_rows.check(q, k, q_norm, k_norm, norm_eps, rotary, rotary_pairs)
+    _, _, cos, sin, *_ = rows
+    if run is eager.attention:
+        run = attention_rows.specification
+    elif run is _native and q.is_cpu and not any(t is not None and t.requires_grad for t in (cos, sin)):
+        run = attention_rows.over_rows
+    else:
+        run = attention_rows.before(run)
+    return run(q, k, v, mask, *rows, bool(causal), scale)
 
 
 def _declines(backend, q):

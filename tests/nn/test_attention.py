@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from imagegen import nn
-from imagegen.nn.attention import rotate
+from imagegen.ops import eager
+
+
+def rotate(x, angles):
+    return eager.attention_rows(x, None, angles.cos(), angles.sin(), 0.0, False)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])

@@ -1,5 +1,3 @@
-#include "ops/attention.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -7,10 +5,11 @@
 #include "attention_backward.h"
 #include "common/cpu_capability.h"
 #include "common/memory.h"
+#include "ops/attention_rows.h"
 
 namespace imagegen {
 
-IMAGEGEN_DECLARE_KERNEL(void attention_kernel(const AttentionParams&))
+IMAGEGEN_DECLARE_KERNEL(void attention_kernel(const AttentionParams&, const AttentionRows& q, const AttentionRows& k))
 // dq_parts: memory for the sums of dq of each of attention_backward_parts, where there are several.
 IMAGEGEN_DECLARE_KERNEL(void attention_backward_kernel(const AttentionParams&, void* dq_parts))
 
@@ -22,16 +21,35 @@ Tensor output_like(const Tensor& x) {
   return t;
 }
 
-std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                                         const std::optional<Tensor>& mask, bool causal, double scale) {
-  check_attention(q_in, k_in, v_in, mask, scale);
+std::tuple<Tensor, Tensor> run(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                               const std::optional<Tensor>& mask, const AttentionRows& q_rows,
+                               const AttentionRows& k_rows, bool causal, double scale) {
   const Tensor q = with_unit_rows(q_in), k = with_unit_rows(k_in), v = with_unit_rows(v_in);
   Tensor out = output_like(q_in);
   Tensor lse = torch::stable::empty(std::vector{q.size(0), q.size(1), q.size(2)}, attention_lse_dtype(q), std::nullopt,
                                     q.device());
   const AttentionParams params = attention_params(q, k, v, mask, out, lse, causal, scale);
-  if (out.numel() > 0) IMAGEGEN_PICK_KERNEL(attention_kernel, params.dtype)(params);
+  if (out.numel() > 0) IMAGEGEN_PICK_KERNEL(attention_kernel, params.dtype)(params, q_rows, k_rows);
   return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
+                                         const std::optional<Tensor>& mask, bool causal, double scale) {
+  check_attention(q, k, v, mask, scale);
+  return run(q, k, v, mask, {}, {}, causal, scale);
+}
+
+std::tuple<Tensor, Tensor> attention_over_rows_cpu(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& q_norm_in, const std::optional<Tensor>& k_norm_in, const std::optional<Tensor>& cos_in,
+    const std::optional<Tensor>& sin_in, double eps, bool halves, bool causal, double scale) {
+  check_attention(q, k, v, mask, scale);
+  check_attention_rows("q", q, q_norm_in, cos_in, sin_in, eps);
+  check_attention_rows("k", k, k_norm_in, cos_in, sin_in, eps);
+  const auto q_norm = contiguous(q_norm_in), k_norm = contiguous(k_norm_in);
+  const auto cos = contiguous(cos_in), sin = contiguous(sin_in);
+  return run(q, k, v, mask, attention_rows(q_norm, cos, sin, eps, halves),
+             attention_rows(k_norm, cos, sin, eps, halves), causal, scale);
 }
 
 // The gradients in order: dq, dk, dv, dmask.
@@ -67,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention_cpu));
+  m.impl("attention_over_rows", TORCH_BOX(&attention_over_rows_cpu));
   m.impl("attention_backward", TORCH_BOX(&attention_backward_cpu));
 }
 

@@ -1,3 +1,4 @@
+#include "attention_rows_tile.h"
 #include "attention_tiles.h"
 #include "common/parallel.h"
 
@@ -17,13 +18,16 @@ class AttentionForward {
   static constexpr int64_t kQueries = 2048, kQueryElements = int64_t{1} << 19;  // while the threads have enough to do
 
   const AttentionParams& p;
+  const AttentionRows &q_rows, &k_rows;
   const int64_t steps, chunks, key_block;
   int64_t query_block;
   const T scale;  // of scores, in units of log2
 
  public:
-  explicit AttentionForward(const AttentionParams& p)
+  AttentionForward(const AttentionParams& p, const AttentionRows& q_rows, const AttentionRows& k_rows)
       : p(p),
+        q_rows(q_rows),
+        k_rows(k_rows),
         steps(steps_of<E>(p.head_dim)),
         chunks(ceil_div(steps, L)),
         key_block(key_block_for(p.k_len, p.head_dim)),
@@ -65,6 +69,7 @@ class AttentionForward {
     T* sum;                      // [panel][kPanel]
     T* q;                        // [panel][step][kPanel]
     T* o;                        // [panel][head_dim][kPanel]
+    S* rows;                     // [row][head_dim]: of q or k, normalised and rotated, where they are
 
     explicit Scratch(const AttentionForward& a) {
       const int64_t panels = a.query_block / kPanel, keys = round_up(a.key_block, 2);
@@ -76,12 +81,15 @@ class AttentionForward {
                                panels * kPanel,
                                panels * kPanel,
                                panels * q_stride,
-                               panels * o_stride};
-      T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o};
+                               panels * o_stride,
+                               a.q_rows.any() || a.k_rows.any() ? max<int64_t>(kPanel, keys) * a.p.head_dim : 0};
+      T* place;
+      T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o, &place};
       int64_t total = 0;
       for (const int64_t size : sizes) total += size;
       T* at = static_cast<T*>(workspace(total * sizeof(T)));
-      for (int i = 0; i < 8; at += sizes[i++]) *parts[i] = at;
+      for (int i = 0; i < 9; at += sizes[i++]) *parts[i] = at;
+      rows = reinterpret_cast<S*>(place);
     }
   };
 
@@ -94,14 +102,15 @@ class AttentionForward {
     int64_t k0 = 0;
     do {  // once at least: without keys the output is 0
       const int64_t keys = min(key_block, p.k_len - k0);
-      pack_rows<E>(k + k0 * p.k.row_stride, p.k.row_stride, keys, p.head_dim, w.k);
+      const Rows k_in = prepare(k_rows, {k + k0 * p.k.row_stride, p.k.row_stride}, keys, b, kv_head, k0, w.rows);
+      pack_rows<E>(k_in.p, k_in.stride, keys, p.head_dim, w.k);
       pack_steps<E>(v + k0 * p.v.row_stride, p.v.row_stride, keys, p.head_dim, w.v);
       for_panels(n, [&]<int V>(int64_t panel, int64_t rows) {
         const int64_t query = first + panel * kPanel, next = min(n, (panel + 1) * kPanel);
         if (k0 == 0)
           prefetch_rows<0>(q + next * p.q.row_stride, p.q.row_stride, min<int64_t>(kPanel, n - next), p.head_dim);
         if (k0 + keys >= seen) prefetch_rows<1>(at(p.out, b, h, query), p.out.row_stride, rows, p.head_dim);
-        if (k0 == 0) begin<V>(w, panel, q + panel * kPanel * p.q.row_stride, rows);
+        if (k0 == 0) begin<V>(w, panel, b, h, query, rows);
         attend<V>(w, panel, ScoreMask<T, V>(p, b, h, query), k0, keys);
         if (k0 + keys >= seen) finish<V>(w, panel, b, h, query, rows);
       });
@@ -109,9 +118,22 @@ class AttentionForward {
     } while (k0 < seen);
   }
 
+  struct Rows {
+    const S* p;
+    int64_t stride;
+  };
+
+  // n rows from `first` of head h, normalised and rotated in `to` where they are to be: once for all that read them.
+  Rows prepare(const AttentionRows& how, Rows x, int64_t n, int64_t b, int64_t h, int64_t first, S* to) const {
+    if (!how.any()) return x;
+    RowOfAttention<S>(how, p.head_dim).forward(x.p, x.stride, n, b, h, first, to, p.head_dim);
+    return {to, p.head_dim};
+  }
+
   template <int V>
-  void begin(const Scratch& w, int64_t panel, const S* q, int64_t rows) const {
-    pack_lanes<E, V>(q, p.q.row_stride, rows, p.head_dim, w.q + panel * w.q_stride);
+  void begin(const Scratch& w, int64_t panel, int64_t b, int64_t h, int64_t query, int64_t rows) const {
+    const Rows q = prepare(q_rows, {at(p.q, b, h, query), p.q.row_stride}, rows, b, h, query, w.rows);
+    pack_lanes<E, V>(q.p, q.stride, rows, p.head_dim, w.q + panel * w.q_stride);
     for (int64_t i = 0; i < kPanel; ++i) w.top[panel * kPanel + i] = -kInfinity<T>, w.sum[panel * kPanel + i] = 0;
     if (p.k_len == 0 || (p.causal && p.k_len < p.q_len))  // some queries attend to nothing at all
       std::memset(w.o + panel * w.o_stride, 0, w.o_stride * sizeof(T));
@@ -190,8 +212,8 @@ class AttentionForward {
 
 }  // namespace
 
-void attention_kernel(const AttentionParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { AttentionForward<S>(p).run(); });
+void attention_kernel(const AttentionParams& p, const AttentionRows& q, const AttentionRows& k) {
+  dispatch_dtype(p.dtype, [&]<class S>() { AttentionForward<S>(p, q, k).run(); });
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

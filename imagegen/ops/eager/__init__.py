@@ -1,6 +1,7 @@
 """The specification of every op in plain PyTorch: reference in tests, baseline in benchmarks, fallback everywhere."""
 
 from .attention import attention
+from .attention_rows import attention_rows
 from .bias_act import bias_act
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
@@ -12,6 +13,7 @@ from .upsample_conv2d import upsample_conv2d
 
 __all__ = [
     "attention",
+    "attention_rows",
     "bias_act",
     "conv2d",
     "conv_transpose2d",
