@@ -15,16 +15,29 @@ namespace imagegen {
 // Makes x's device the current one while in scope; stream is torch's current stream there.
 class CudaScope {
  public:
-  explicit CudaScope(const Tensor& x) : guard_(x.get_device_index()) {
+  explicit CudaScope(const Tensor& x) : device_(x.get_device_index()), guard_(x.get_device_index()) {
     void* current = nullptr;
     IMAGEGEN_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &current) == AOTI_TORCH_SUCCESS,
                    "imagegen: torch names no current CUDA stream");
     stream = static_cast<cudaStream_t>(current);
   }
 
+  int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+  int architecture() const {  // as in sm_80
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  }
+
   cudaStream_t stream;
 
  private:
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    IMAGEGEN_CHECK(cudaDeviceGetAttribute(&value, which, device_) == cudaSuccess,
+                   "imagegen: CUDA does not know device ", device_);
+    return value;
+  }
+
+  int device_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
 

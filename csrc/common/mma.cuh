@@ -68,6 +68,30 @@ __device__ __forceinline__ uint32_t pack(float low, float high, fp16) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// Sums and differences of two words: pairs, or single floats.
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, bf16) {
+  const __nv_bfloat162 c = __hadd2(reinterpret_cast<__nv_bfloat162&>(a), reinterpret_cast<__nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(c);
+}
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, fp16) {
+  const __half2 c = __hadd2(reinterpret_cast<__half2&>(a), reinterpret_cast<__half2&>(b));
+  return reinterpret_cast<const uint32_t&>(c);
+}
+__device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b, bf16) {
+  const __nv_bfloat162 c = __hsub2(reinterpret_cast<__nv_bfloat162&>(a), reinterpret_cast<__nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(c);
+}
+__device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b, fp16) {
+  const __half2 c = __hsub2(reinterpret_cast<__half2&>(a), reinterpret_cast<__half2&>(b));
+  return reinterpret_cast<const uint32_t&>(c);
+}
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(__uint_as_float(a) + __uint_as_float(b));
+}
+__device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(__uint_as_float(a) - __uint_as_float(b));
+}
+
 // 2^x to two ulp; 0 for -infinity.
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;

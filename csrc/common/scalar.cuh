@@ -141,7 +141,36 @@ auto dispatch_dtype(Dtype dtype, const F& f) {
   }
 }
 
+// The same for kernels on tensor cores, which do not multiply double.
+template <class F>
+auto dispatch_element(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::f32: return f.template operator()<float>();
+    case Dtype::bf16: return f.template operator()<bf16>();
+    default: return f.template operator()<fp16>();
+  }
+}
+
 }  // namespace
 }  // namespace imagegen::cuda
 
 #include "activate.h"  // needs the functions above
+
+namespace imagegen::cuda {
+namespace {
+
+// The activation known at run time: a branch that all threads take alike.
+__device__ __forceinline__ float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::linear: return x;
+    case Activation::relu: return activate<Activation::relu, float>(x);
+    case Activation::lrelu: return activate<Activation::lrelu, float>(x);
+    case Activation::silu: return activate<Activation::silu, float>(x);
+    case Activation::gelu: return activate<Activation::gelu, float>(x);
+    case Activation::tanh: return activate<Activation::tanh, float>(x);
+    default: return activate<Activation::sigmoid, float>(x);
+  }
+}
+
+}  // namespace
+}  // namespace imagegen::cuda

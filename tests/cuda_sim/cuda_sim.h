@@ -112,6 +112,11 @@ inline float __int_as_float(int bits) {
 inline float __uint_as_float(unsigned bits) {
   return __int_as_float(static_cast<int>(bits));
 }
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 inline float __expf(float x) {
   return std::exp(x);
 }

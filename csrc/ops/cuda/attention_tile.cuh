@@ -254,21 +254,5 @@ __device__ __forceinline__ void add_accumulators_by_rows(float (&c)[kRowTiles][k
   }
 }
 
-// The smallest bucket of head dims that holds D, and what the kernel of that bucket returns.
-template <class F>
-cudaError_t dispatch_head_dim(int64_t head_dim, const F& f) {
-  if (head_dim <= 64) return f.template operator()<64>();
-  if (head_dim <= 128) return f.template operator()<128>();
-  return f.template operator()<256>();
-}
-template <class F>
-cudaError_t dispatch_element(Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::f32: return f.template operator()<float>();
-    case Dtype::bf16: return f.template operator()<bf16>();
-    default: return f.template operator()<fp16>();
-  }
-}
-
 }  // namespace
 }  // namespace imagegen::cuda

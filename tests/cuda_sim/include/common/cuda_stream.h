@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/library.h>
 
+#include <cstdlib>
+
 #include "common/check.h"
 
 #undef STABLE_TORCH_LIBRARY_IMPL
@@ -12,6 +14,11 @@ namespace imagegen {
 
 struct CudaScope {
   explicit CudaScope(const Tensor&) {}
+  int multiprocessors() const { return 4; }
+  int architecture() const {
+    const char* variable = std::getenv("SIM_ARCHITECTURE");
+    return variable ? std::atoi(variable) : 80;
+  }
   cudaStream_t stream = nullptr;
 };
 

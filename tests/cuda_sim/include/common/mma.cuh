@@ -97,6 +97,21 @@ inline uint32_t pack(float low, float high, fp16) {
   return l | uint32_t{static_cast<__half_raw>(__float2half_rn(high)).x} << 16;
 }
 
+template <class S>
+uint32_t add(uint32_t a, uint32_t b, S) {
+  return pack(half_of<S>(a, 0) + half_of<S>(b, 0), half_of<S>(a, 1) + half_of<S>(b, 1), S{});
+}
+template <class S>
+uint32_t subtract(uint32_t a, uint32_t b, S) {
+  return pack(half_of<S>(a, 0) - half_of<S>(b, 0), half_of<S>(a, 1) - half_of<S>(b, 1), S{});
+}
+inline uint32_t add(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(__uint_as_float(a) + __uint_as_float(b));
+}
+inline uint32_t subtract(uint32_t a, uint32_t b, float) {
+  return __float_as_uint(__uint_as_float(a) - __uint_as_float(b));
+}
+
 inline float exp2_approximate(float x) {
   return std::exp2(x);
 }

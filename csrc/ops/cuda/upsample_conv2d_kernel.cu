@@ -1,0 +1,126 @@
+// upsample_conv2d's forward on tensor cores (mma.sync, sm_80 and later).
+//
+// A block owns kHeight x 8 pixels at low resolution and 32 channels of y, and keeps the nine products' sums. Copies in
+// flight bring a patch of x, one pixel more on every side, and the nine products' weights, packed in the order in which
+// lanes want them. A left operand is two rows of eight pixels, so that the pixel above or below is in another register
+// of the same lane, and the columns beside are other matrices of the patch: differences are formed in registers. All
+// are differences to the centre. Sharing one between two products would save six of 24 subtractions, but mma wants its
+// operands in four registers beside each other, and moving costs as much.
+#include <type_traits>
+
+#include "upsample_conv2d_tile.cuh"
+
+namespace imagegen::cuda {
+namespace {
+
+// Predicted for (1, 512, 128, 128) in bf16 with Wide, as the largest of its times at the tensor cores (163 us), shared
+// memory (197) and L2 (151): 197 us on H200; on A100 300, of shared memory. Nine accumulators of 128 pixels x 32
+// channels fill the registers, so no tile moves less.
+template <class S_, int kWarpsOfPixels, int kFragments_, int kStages_>
+struct Traits {
+  using S = S_;
+  static constexpr int kFragments = kFragments_, kStages = kStages_, kWarpsOfChannels = 2;
+  static constexpr int kWarpHeight = 2 * kFragments, kHeight = kWarpHeight * kWarpsOfPixels, kWidth = 8;
+  static constexpr int kChannels = 16 * kWarpsOfChannels, kThreads = 32 * kWarpsOfPixels * kWarpsOfChannels;
+  static constexpr int kChunk = 2 * kStep<S>;
+  static constexpr int kPatchWidth = kWidth + 2, kPixels = (kHeight + 2) * kPatchWidth;
+  using Patch = PatchCopies<S, kThreads, kPixels, kChunk / kPackSize<S>>;
+  static constexpr int kWeights = 9 * kChunk * kChannels;
+  static constexpr int kStage = Patch::kSize + kWeights;
+  static constexpr int kLoadBytes = kStages * kStage * static_cast<int>(sizeof(S));
+  static constexpr int kTileBytes = 4 * kHeight * kWidth * (kChannels + 4) * static_cast<int>(sizeof(float));
+  static constexpr int kSharedBytes = kLoadBytes > kTileBytes ? kLoadBytes : kTileBytes;
+  static_assert(kSharedBytes <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
+  static_assert(Patch::kSize * sizeof(S) % 16 == 0, "weights begin where 16-byte copies may");
+};
+// Eight warps on 16 x 8 pixels, one block on an SM. Three times the products of float fill the tensor cores with half
+// the accumulators, whose operands, in two parts each, take the registers.
+template <class S>
+using Wide = std::conditional_t<sizeof(S) == 2, Traits<S, 4, 2, 3>, Traits<S, 4, 1, 3>>;
+// 8 x 8 pixels, two blocks on an SM.
+template <class S>
+using Small = std::conditional_t<sizeof(S) == 2, Traits<S, 2, 2, 2>, Wide<S>>;
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_constant__ UpsampleConv2dParams p) {
+  using S = typename T::S;
+  using Patch = typename T::Patch;
+  S* const shared = dynamic_shared<S>();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_row = warp / T::kWarpsOfChannels * T::kWarpHeight, warp_channels = warp % T::kWarpsOfChannels;
+  const int64_t tiles_w = (p.width + T::kWidth - 1) / T::kWidth, tiles_h = (p.height + T::kHeight - 1) / T::kHeight;
+  const int64_t b = blockIdx.x / (tiles_w * tiles_h), tile = blockIdx.x % (tiles_w * tiles_h);
+  const int64_t i0 = tile / tiles_w * T::kHeight, j0 = tile % tiles_w * T::kWidth;
+  const int chunks = (p.x.channels + T::kChunk - 1) / T::kChunk;
+  const S* const x = static_cast<const S*>(p.x.p) + b * p.x.batch_stride;
+  const S* const weight = static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * chunks * T::kWeights;
+
+  const Patch patch([&](int pixel) {
+    const int64_t i = i0 + pixel / T::kPatchWidth - 1, j = j0 + pixel % T::kPatchWidth - 1;
+    return pixel_place<S>(p.x, i, j, p.height, p.width);
+  });
+  const auto load = [&](int stage, int chunk) {
+    S* const to = shared + stage * T::kStage;
+    patch.issue(to, x, chunk * T::kChunk, p.x.channels);
+    copy_whole<T::kThreads, T::kWeights>(to + Patch::kSize, weight + int64_t{chunk} * T::kWeights);
+  };
+
+  using Operands = Operands<S, T::kFragments, Patch::kRow, T::kPatchWidth>;
+  float sum[9][T::kFragments][2][4] = {};  // [product][two rows of pixels][8 channels]
+  for_each_chunk<T::kStages>(chunks, load, [&](int stage) {
+    const S* const at = shared + stage * T::kStage;
+    const Operands operands(at + warp_row * T::kPatchWidth * Patch::kRow);
+    const uint4* const weights = reinterpret_cast<const uint4*>(at + Patch::kSize) + warp_channels * 32 + lane;
+#pragma unroll
+    for (int step = 0; step < T::kChunk / kStep<S>; ++step) {
+      const auto products = [&](int column, const typename Operands::Column& v) {
+        Operands::by_rows(v, [&](int row, const Fragment(&a)[T::kFragments]) {
+          const int number = 3 * column + row;
+          multiply(sum[number], a, weights[(step * 9 + number) * T::kWarpsOfChannels * 32], S{});
+        });
+      };
+      const auto centre = operands.column(1, step);
+      products(0, centre);
+      products(1, Operands::difference(operands.column(0, step), centre));
+      products(2, Operands::difference(operands.column(2, step), centre));
+    }
+  });
+
+  // Each pixel's 2 x 2 results: through shared memory, so that they leave for y in whole sectors.
+  constexpr int kRow = T::kChannels + 4;
+  float* const results = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const auto result = [&](int e) {
+              const auto of = [&](int number) { return sum[number][m][n][half * 2 + e]; };
+              return of(0) + of(1 + r) + of(3 + 3 * c) + of(4 + 3 * c + r);
+            };
+            const int i = 2 * (warp_row + m * 2 + half) + r, j = 2 * (lane / 4) + c;
+            float* const to = results + (i * 2 * T::kWidth + j) * kRow + warp_channels * 16 + n * 8 + lane % 4 * 2;
+            *reinterpret_cast<float2*>(to) = {result(0), result(1)};
+          }
+  __syncthreads();
+  const TileOfOutput at{b, 2 * i0, 2 * j0, int64_t{blockIdx.y} * T::kChannels, 2 * p.height, 2 * p.width};
+  store_tile<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
+}
+
+}  // namespace
+
+cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams& p, cudaStream_t stream) {
+  return dispatch_element(p.dtype, [&]<class S>() {
+    const auto run = [&]<class T>() {
+      return launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+    };
+    return fills_gpu<Wide<S>>(p) ? run.template operator()<Wide<S>>() : run.template operator()<Small<S>>();
+  });
+}
+
+}  // namespace imagegen::cuda

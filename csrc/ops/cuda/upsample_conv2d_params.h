@@ -1,0 +1,76 @@
+// What the hosts of upsample_conv2d on CUDA tell its kernels.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "common/activation.h"
+#include "common/scalar.h"
+
+namespace imagegen::cuda {
+
+// Images (B, H, W, C) as the kernels read them: the channels of a pixel side by side, every pixel at a multiple of 16
+// bytes, so many channels that they fill whole 16 bytes. Strides count elements.
+struct PixelImages {
+  const void* p;
+  int64_t batch_stride, row_stride, pixel_stride;
+  int channels;
+};
+
+// Any images (B, C, H, W) to [B, H, W, channels], zeros in the channels that they lack.
+struct GatherPixelsParams {
+  const void* x;
+  int64_t stride[4];  // (B, C, H, W), any
+  void* y;
+  Dtype dtype;
+  int64_t batch, cin, height, width, channels;
+};
+cudaError_t upsample_conv2d_gather_kernel(const GatherPixelsParams&, cudaStream_t);
+
+// Who multiplies by the packed weight, and so the order it lies in.
+enum class WeightOrder { mma, wgmma, wgmma_passes };
+
+// The nine products' weights [n block][pass][chunk of depth][step][product][n][depth], zeros past the ends. Sums are
+// taken in double and rounded once.
+struct PackWeightParams {
+  const void* weight;
+  int64_t n_stride, depth_stride, row_stride, column_stride;
+  void* packed;
+  Dtype dtype;
+  WeightOrder order;
+  int64_t n, depth;
+  int block, chunk;  // n of a block, depth of a chunk
+};
+int64_t packed_size(const PackWeightParams&);  // elements
+cudaError_t upsample_conv2d_pack_kernel(const PackWeightParams&, cudaStream_t);
+
+// y = act(conv3x3(nearest2x(x), weight) + bias), or for the gradient of x its transpose, of x = the gradient of y.
+struct UpsampleConv2dParams {
+  PixelImages x;
+  const void* weight;  // packed in the kernel's order
+  const void* bias;    // [cout] or null
+  void* y;             // (B, cout, H', W'), contiguous or channels_last
+  bool y_channels_last;
+  Dtype dtype;
+  Activation activation;
+  int64_t batch, height, width;  // at low resolution
+  int64_t cout;                  // channels of y
+  int multiprocessors;           // of the GPU
+};
+cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams&, cudaStream_t);
+cudaError_t upsample_conv2d_backward_input_kernel(const UpsampleConv2dParams&, cudaStream_t);
+
+// The gradient of weight.
+struct UpsampleConv2dWeightParams {
+  PixelImages x;     // (B, H, W, cin)
+  PixelImages grad;  // (B, 2H, 2W, cout)
+  float* partial;    // [splits][9][cout][cin]: workspace
+  void* y;           // [cout][cin][3][3]
+  Dtype dtype;
+  int64_t batch, height, width, cout, cin;
+  int splits;
+};
+int upsample_conv2d_weight_splits(const UpsampleConv2dWeightParams&);
+cudaError_t upsample_conv2d_backward_weight_kernel(const UpsampleConv2dWeightParams&, cudaStream_t);
+
+}  // namespace imagegen::cuda

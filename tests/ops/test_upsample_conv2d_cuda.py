@@ -1,0 +1,149 @@
+"""What can be said of upsample_conv2d's CUDA kernels without a GPU: values, races and bounds in the simulator;
+registers, spills and matrix instructions of what nvcc makes. test_upsample_conv2d.py runs them where there is a GPU."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from cuda_sim import simulator
+from helpers import DTYPES, LAYOUTS, check, relative_error, tolerance
+from test_cuda_build import compile_kernels, cuobjdump
+
+from imagegen.ops import eager
+from imagegen.ops._activation import ACTIVATIONS
+
+# (B, C, Cout, H, W): one pixel, channels and pixels that fill no tile, several tiles and chunks in each direction.
+SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 72, 40, 17, 9)]
+
+
+def operators():
+    return simulator.load("upsample_conv2d")
+
+
+class Simulated(torch.autograd.Function):
+    """The CUDA operators as the simulator runs them, without the activation."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return operators().upsample_conv2d(x, weight, bias, "linear")
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        dx = operators().upsample_conv2d_backward_input(grad, weight)
+        return dx, operators().upsample_conv2d_backward_weight(grad, x), grad.sum((0, 2, 3))
+
+
+def make(shape, dtype=torch.float32, layout="contiguous"):
+    b, cin, cout, h, w = shape
+    x = LAYOUTS[layout](torch.randn(b, cin, h, w).to(dtype))
+    return x, (torch.randn(cout, cin, 3, 3) / (3 * cin**0.5)).to(dtype), torch.randn(cout).to(dtype)
+
+
+def plain(activation="linear"):
+    return lambda x, w, b: eager.upsample_conv2d(x, w, b, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_in_the_simulator(shape, dtype):
+    check(Simulated.apply, plain(), *make(shape, dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_in_the_simulator(layout):
+    """Eight channels in half precision are read in place, others by way of a copy; either gives the same bits."""
+    for cin, cout in ((8, 16), (5, 3)):
+        x, w, b = make((2, cin, cout, 5, 6), torch.bfloat16)
+        grad = torch.randn(2, cout, 10, 12).bfloat16()
+        ops, of = operators(), LAYOUTS[layout]
+        y = ops.upsample_conv2d(of(x), of(w), of(b), "silu")
+        memory_format = torch.channels_last if "channels_last" in layout else torch.contiguous_format
+        assert y.is_contiguous(memory_format=memory_format)
+        assert torch.equal(y, ops.upsample_conv2d(x, w, b, "silu"))
+        dx = ops.upsample_conv2d_backward_input(of(grad), of(w))
+        assert dx.is_contiguous(memory_format=memory_format)
+        assert torch.equal(dx, ops.upsample_conv2d_backward_input(grad, w))
+        dw = ops.upsample_conv2d_backward_weight(of(grad), of(x))
+        assert torch.equal(dw, ops.upsample_conv2d_backward_weight(grad, x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_activations_in_the_simulator(activation, dtype):
+    x, w, b = make((1, 9, 12, 3, 4), dtype)
+    y = operators().upsample_conv2d(x, w, b, activation)
+    reference = plain(activation)(x.double(), w.double(), b.double())
+    bound = tolerance(dtype, relative_error(plain(activation)(x, w, b), reference))
+    assert relative_error(y, reference) <= bound
+
+
+def test_no_bias_in_the_simulator():
+    x, w, _ = make((1, 9, 12, 3, 4))
+    y = operators().upsample_conv2d(x, w, None, "relu")
+    assert relative_error(y, plain("relu")(x.double(), w.double(), None)) <= tolerance(x.dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4, 4), (2, 0, 5, 4, 4), (2, 3, 0, 4, 4), (2, 3, 5, 0, 4)], ids=str)
+def test_empty_in_the_simulator(shape):
+    x, w, b = (t.requires_grad_() for t in make(shape))
+    y = Simulated.apply(x, w, b)
+    assert torch.equal(y, b.reshape(-1, 1, 1).expand_as(y))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert torch.equal(w.grad, torch.zeros_like(w))
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    """Four images fill the simulator's multiprocessors with wide tiles, one takes small ones: the same bits."""
+    x, w, b = make((4, 40, 24, 10, 8), torch.bfloat16)
+    ops, grad = operators(), torch.randn(4, 24, 20, 16).bfloat16()
+    together = ops.upsample_conv2d(x, w, b, "linear"), ops.upsample_conv2d_backward_input(grad, w)
+    alone = ops.upsample_conv2d(x[2:3], w, b, "linear"), ops.upsample_conv2d_backward_input(grad[2:3], w)
+    assert all(torch.equal(one, all_[2:3]) for one, all_ in zip(alone, together, strict=True))
+
+
+def test_schedules_agree_to_the_bit(monkeypatch):
+    """Whichever warp runs ahead and whenever a copy lands; more chunks of channels and tiles than stages."""
+    tensors = [t.requires_grad_() for t in make((1, 72, 40, 9, 9), torch.bfloat16)]
+    results = []
+    for order, landing in itertools.product(("forward", "reverse", "random"), ("late", "early")):
+        monkeypatch.setenv("SIM_ORDER", order)
+        monkeypatch.setenv("SIM_ASYNC", landing)
+        y = Simulated.apply(*tensors)
+        results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+def test_what_the_cuda_kernels_do_not_take():
+    x, w, b = make((1, 2, 3, 4, 5), torch.float64)
+    message = "the cuda kernel takes float32, bfloat16 or float16, x is torch.float64"
+    with pytest.raises(RuntimeError, match=f"upsample_conv2d: {message}"):
+        operators().upsample_conv2d(x, w, b, "linear")
+
+
+@pytest.mark.parametrize("sanitizer, dtype", [("address", "bf16"), ("address", "f32"), ("thread", "bf16")])
+def test_sanitizers_find_nothing(sanitizer, dtype):
+    kernels = sorted((simulator.ROOT / "csrc/ops/cuda").glob("upsample_conv2d*_kernel.cu"))
+    program = simulator.build_program([*kernels, simulator.HERE / "upsample_conv2d_main.cpp"], sanitizer)
+    printed, said = simulator.run_program(program, dtype, order="random")
+    assert printed == "ran\n"
+    assert simulator.found_nothing(said), said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
+@pytest.mark.parametrize("architecture", ["80", "86", "89", "90a", "100", "120"])
+@pytest.mark.parametrize("stem", ["", "_backward_input", "_backward_weight"])
+def test_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
+    """No kernel spills, and each that multiplies does so on tensor cores what asynchronous copies bring."""
+    kernels = compile_kernels(f"upsample_conv2d{stem}", architecture, tmp_path)
+    assert len(kernels) >= 5
+    for kernel in kernels:
+        print(f"sm_{architecture} {kernel.name}: {kernel.registers} registers")
+        assert kernel.spilled == 0, kernel.name
+        if "reduce" not in kernel.name:
+            assert all(f" {name}" in kernel.sass for name in ("HMMA", "LDGSTS")), kernel.name
