@@ -38,7 +38,10 @@ def euler_ancestral(path, *, eta=1.0, noise_scale=1.0):
 def ancestral(sigma, sigma_next, eta):
     """(sigma_down, sigma_up), sigma_down^2 + sigma_up^2 = sigma_next^2: eta times the noise of DDPM's posterior."""
     up = min(sigma_next, eta * math.sqrt(max(0.0, sigma_next**2 * (sigma**2 - sigma_next**2)) / sigma**2))
-    return math.sqrt(sigma_next**2 - up**2), up
+    if eta > 1 or sigma_next > sigma:
+        return math.sqrt(sigma_next**2 - up**2), up
+    # The same without the difference, which is all rounding where sigma_next is far below sigma and eta is 1.
+    return sigma_next * math.hypot(math.sqrt(1 - eta**2), eta * sigma_next / sigma), up
 
 
 def churned(path, churn, churn_min, churn_max, noise_scale):

@@ -6,7 +6,6 @@ A covering part of the option mixes runs by default, all of them with `-m slow`.
 """
 
 import itertools
-import math
 import warnings
 import zlib
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import diffusers_oracle as oracle
 import exact_oracle
 
 STEPS = (1, 2, 4, 20, 50)
-DOUBLE = 1e-8
+DOUBLE, SINGLE = 1e-8, 2e-5
 
 
 @dataclass
@@ -38,22 +37,9 @@ class Case:
     schedule: object
     ours: dict
     call: dict = field(default_factory=dict)
-    hard: bool = False  # zero SNR, where float32 loses digits
+    hard: bool = False  # zero SNR, where float32 loses digits: held in float64 alone
     set_timesteps: dict = field(default_factory=dict)  # in place of a number of steps
     begin: int = 0  # the timestep to start from
-
-    @property
-    def tolerance(self):
-        """Of the largest value in float32: the design's, and what rounding forces beyond."""
-        cosine = getattr(self.schedule, "kind", None) == "cosine"  # sigma reaches 24,000
-        single = 2e-5
-        if cosine or self.ours.get("order") == 3:
-            single = 1e-4  # three points of a ramp may be nearly one
-        if self.name == "heun" and self.ours.get("clip"):  # a step of many sigma' weighs x_0 by their number
-            single = math.inf if cosine else 1e-3
-        if self.name == "deis" and cosine:  # epsilons of rho = 24,000 extrapolate to those of rho = 1
-            single = math.inf
-        return math.inf if self.hard else single
 
 
 BETAS = {
@@ -412,12 +398,12 @@ def relative(a, b):
     return float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-9))
 
 
-def run(sampler, dtype):
-    """x after every row, from the oracle's noise."""
+def run(sampler, dtype, keep=lambda t: t):
+    """x after every row, from the oracle's noise; keep(t) is what memory makes of outputs and states."""
     x, states, slots = oracle.X.to(dtype) * sampler.init_sigma, [], [None] * sampler.slots
     scale = sampler.input_scale
     for i, row in enumerate(sampler.table):
-        output = oracle.model(scale * x, row[0])
+        output = keep(oracle.model(keep(scale * x), row[0]))
         x, stored, _ = ops.sampler_step(
             x,
             output,
@@ -428,8 +414,9 @@ def run(sampler, dtype):
             clip=sampler.clip,
             threshold=sampler.threshold,
         )
+        x = keep(x)
         if stored is not None:
-            slots[int(row[sampler.columns.index("slot")])] = stored
+            slots[int(row[sampler.columns.index("slot")])] = keep(stored)
         scale = row[1]
         states.append(x)
     return torch.stack(states)
@@ -457,6 +444,8 @@ def check(case):
         sampler = samplers.create(case.name, case.schedule, **case.ours)
     except ValueError as error:
         return "refused" if "not finite" in str(error) or "zero SNR" in str(error) else repr(error)
+    if case.name in ANCESTRAL and _loses_sigma_down(sampler.path):
+        return "refused"
     if len(times) != len(sampler.timesteps) or abs(sampler.timesteps - times).max() > 1e-6:
         return f"times {sampler.timesteps[:4]} … and {times[:4]} …"
     if abs(sampler.init_sigma - init) > 1e-9 * init:
@@ -468,9 +457,22 @@ def check(case):
         if exact is None or not max(map(relative, states, exact)) <= DOUBLE:
             return f"float64 error {error:.1e}"
         theirs = exact
-    if not (error := relative(run(sampler, torch.float32)[-1], theirs[-1])) <= case.tolerance:
-        return f"float32 error {error:.1e}"
+    if case.hard:
+        return None
+    if not (error := relative(run(sampler, torch.float32)[-1], theirs[-1])) <= SINGLE:
+        # Few steps and high orders weigh what is rounded: no float32 state can do better than one rounded alone.
+        forced = relative(run(sampler, torch.float64, keep=lambda t: t.float().double())[-1], theirs[-1])
+        if not error <= 8 * forced:
+            return f"float32 error {error:.1e}, of which rounding the state forces {forced:.1e}"
     return None
+
+
+ANCESTRAL = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_sde")
+
+
+def _loses_sigma_down(path):
+    """Whether diffusers' sqrt(sigma'^2 - sigma_up^2), which is sigma'^2 / sigma, is half rounding."""
+    return any(to.sigma and 2**-53 * (here.sigma / to.sigma) ** 2 > 1e-8 for here, to in path.jumps())
 
 
 def verify(cases):

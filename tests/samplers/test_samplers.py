@@ -1,5 +1,7 @@
 """The samplers against closed forms on a Gaussian, where the best denoiser is linear and known."""
 
+import math
+
 import gaussian
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from gaussian import MEAN, STD
 
 from imagegen import samplers
 from imagegen.samplers import Schedule
+from imagegen.samplers.euler import ancestral
 
 SCHEDULE = Schedule.cosine(steps=1000)
 
@@ -79,3 +82,13 @@ def test_zero_snr_samples_with_v_and_is_refused_with_epsilon():
 
 def test_clip_holds_the_last_x0():
     assert draw("ddim", 10, noise=torch.full((1, 1, 1, 1), 9.0), clip=0.5).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.02, 150.0, 24000.0])
+def test_ancestral_noise_levels_lose_no_digits(sigma):
+    """At eta = 1, sigma_down is sigma'^2 / sigma; as sqrt(sigma'^2 - sigma_up^2) it is rounding where that is small."""
+    down, up = ancestral(sigma, 0.01, 1.0)
+    assert down == pytest.approx(0.01**2 / sigma, rel=1e-14)
+    assert math.hypot(down, up) == pytest.approx(0.01, rel=1e-14)
+    half, up = ancestral(sigma, 0.01, 0.5)
+    assert math.hypot(half, up) == pytest.approx(0.01, rel=1e-14)
