@@ -34,8 +34,9 @@ GRADIENTS = ("x",)
 TOLERANCE = 2e-5
 OUTPUTS = 4  # x', what is stored, two copies of the next model input
 NOTE = (
-    f"Row {AT} of {STEPS}, guidance {GUIDANCE}: guidance, step, next model input written twice. Noise is drawn before "
-    "the clock starts, for every provider alike, so that all compute the same numbers. Bytes: x, both outputs, the "
+    f"Row {AT} of {STEPS}, guidance {GUIDANCE}: guidance, step, next model input written twice; imagegen as the "
+    "sampling loop calls it, in place, functional as ops.sampler_step. Noise is drawn before the clock starts, for every "
+    "provider alike, so that all compute the same numbers. Bytes: x, both outputs, the "
     "noise and the stored tensors that the row reads; x', what it stores and the next model input."
 )
 
@@ -91,7 +92,7 @@ def in_place(state, cond, uncond, sampler, noise=None):
 
 
 def as_state(tensors):
-    """x and the stored tensors as one; as large as it is, it takes no other memory format."""
+    """x and the stored tensors as the one state that the sampling loop steps in place."""
     slots = [k for k in tensors if k.startswith("h")]
     state = torch.stack([tensors["x"], *(tensors[k] for k in slots)])
     return {k: t for k, t in tensors.items() if k not in ("x", *slots)} | {"state": state}

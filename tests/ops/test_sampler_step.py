@@ -564,7 +564,9 @@ def test_triton_kernel_compiles_ahead_of_time():
         for build in builds:
             print(build)
             assert build["stack"] == build["local"] == 0, "spills"
-            assert build["registers"] <= 168  # three blocks of 128 threads to a multiprocessor
+            # The most with which three blocks of 128 threads share a multiprocessor's 65,536 registers: as many as
+            # with any number above 128.
+            assert build["registers"] <= 168
 
 
 class Simulated:
