@@ -35,9 +35,9 @@ TOLERANCE = 2e-5
 OUTPUTS = 4  # x', what is stored, two copies of the next model input
 NOTE = (
     f"Row {AT} of {STEPS}, guidance {GUIDANCE}: guidance, step, next model input written twice; imagegen as the "
-    "sampling loop calls it, in place, functional as ops.sampler_step. Noise is drawn before the clock starts, for every "
-    "provider alike, so that all compute the same numbers. Bytes: x, both outputs, the "
-    "noise and the stored tensors that the row reads; x', what it stores and the next model input."
+    "sampling loop calls it, in place, functional as ops.sampler_step. Noise is drawn before the clock starts, for "
+    "every provider alike, so that all compute the same numbers. Bytes: x, both outputs, the noise and the "
+    "stored tensors that the row reads; x', what it stores and the next model input."
 )
 
 
