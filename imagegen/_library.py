@@ -76,6 +76,12 @@ def define(schema, function):
         _python_side.impl(name, function, key)
 
 
+def implement(name, backend, function):
+    """Give a compiled operator the kernel it lacks for one backend; nothing to do where it is not defined."""
+    if op(name) is not None:
+        _python_side.impl(name, function, _DISPATCH_KEYS[backend])
+
+
 def register(name, *, fake, setup_context=None, backward=None, autocast=()):
     """Attach fake kernel, gradient and autocast to the operator `name`; nothing to do where it is not defined.
 

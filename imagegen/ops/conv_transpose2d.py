@@ -32,9 +32,10 @@ def conv_transpose2d(
 
     On CPU a 4x4 or 3x3 kernel with stride 2 and padding 1 has kernels of its own: 36 multiplications per 2x2 input
     pixels and pair of channels where the plain way takes 64, or 25 where it takes 36, and fewer where there are many
-    pixels. In Triton the same kernels are four convolutions, of the outputs of each parity, in one launch; what is not
-    channels_last of x is read more slowly, and what is not of weight is copied. Without padding a single pixel is a
-    matrix product. Any other geometry is torch's convolution followed by scale, shift and activation.
+    pixels. On CUDA and Triton the same kernels are four convolutions, of the outputs of each parity, in one launch; x
+    is read faster in channels_last. The gradients on CUDA, and the weight's on Triton, are torch's convolutions.
+    Without padding a single pixel is a matrix product. Any other geometry is torch's convolution followed by scale,
+    shift and activation.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
@@ -43,7 +44,7 @@ def conv_transpose2d(
         stride, padding, output_padding: integers, or pairs of them for height and width, as torch has them.
         scale, shift: (Cout,) in x's dtype or float32, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
-        backend: "eager", "cpu", "triton" or None, which takes the first one ready on x's device.
+        backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
 
     Returns: (B, Cout, (H - 1) * stride - 2 * padding + kH + output_padding, ...) in x's dtype and memory format.
     Gradients: of any order, in x, weight, bias, scale and shift.
@@ -62,8 +63,15 @@ def conv_transpose2d(
         )
     ]
     _check(x, weight, bias, geometry, scale, shift, activation)
-    run = _backend.choose("conv_transpose2d", _IMPLEMENTATIONS, backend, x)
+    run = _backend.choose("conv_transpose2d", _IMPLEMENTATIONS, backend, x, _declines)
     return run(x, weight, bias, *geometry, scale, shift, activation)
+
+
+def _declines(backend, x):
+    """Why the CUDA kernel, which multiplies in tensor cores' precisions, does not take x; None where it does."""
+    if backend == "cuda" and x.dtype == torch.float64:
+        return "the cuda kernel takes float32, bfloat16 or float16, x is torch.float64"
+    return None
 
 
 def _pair(argument, value, least):
@@ -302,6 +310,22 @@ _library.define(
     _backward_weight_triton,
 )
 
+# Strided convolutions, which cuDNN has had kernels for all along.
+_library.implement(
+    "conv_transpose2d_backward_input",
+    "cuda",
+    lambda grad, weight, output_padding: torch.nn.functional.conv2d(grad, weight, stride=2, padding=1).contiguous(
+        memory_format=memory_format(grad)
+    ),
+)
+_library.implement(
+    "conv_transpose2d_backward_weight",
+    "cuda",
+    lambda grad, x, kernel, output_padding: torch.nn.grad.conv2d_weight(
+        grad, (x.size(1), grad.size(1), kernel, kernel), x, stride=2, padding=1
+    ).contiguous(),
+)
+
 for twin in ("", "_triton"):
     names = [f"conv_transpose2d{part}{twin}" for part in ("", "_backward_input", "_backward_weight")]
     C, X, W = map(_library.op, names)
@@ -328,5 +352,6 @@ for twin in ("", "_triton"):
 _IMPLEMENTATIONS = {
     "eager": eager.conv_transpose2d,
     "cpu": _kernel(_library.op("conv_transpose2d")),
+    "cuda": _kernel(_library.op("conv_transpose2d")),
     "triton": _kernel(_library.op("conv_transpose2d_triton")),
 }

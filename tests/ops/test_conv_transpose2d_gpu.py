@@ -1,9 +1,17 @@
-"""The Triton kernel of conv_transpose2d and of upsample_conv2d, which folds into it: values and gradients, in Triton's
-interpreter where there is no GPU; registers, spills and matrix instructions of what the compiler makes."""
+"""The Triton kernel of conv_transpose2d and of upsample_conv2d, which folds into it, and the CUDA kernel of the former:
+values and gradients in Triton's interpreter, where there is no GPU, and in the CUDA simulator, races and bounds too;
+registers, spills and matrix instructions of what the compilers make."""
+
+import itertools
+import re
+import shutil
+import subprocess
 
 import pytest
 import torch
+from cuda_sim import simulator
 from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error, tolerance
+from test_cuda_build import cuobjdump
 from triton_ahead_of_time import compile_kernel
 
 from imagegen import _library, ops
@@ -247,3 +255,80 @@ def test_every_triton_tile(channels_innermost, dtype):
                 triton_variant(tile, dtype, **layout, gradient=True, activation="linear"),
             ]
         )
+
+
+def simulated(op, x, w, b=None, scale=None, shift=None, activation="linear"):
+    operator = simulator.load("conv_transpose2d").conv_transpose2d
+    return operator(x, w, b, list(op.extra), scale, shift, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape, layout",
+    [
+        ((1, 1, 1, 1, 1), "contiguous"),
+        ((2, 24, 40, 9, 8), "contiguous"),
+        ((2, 24, 40, 9, 8), "channels_last"),
+        ((2, 37, 131, 3, 5), "channels_last_slice"),
+    ],
+)
+@pytest.mark.parametrize("op", [op for op in OPS.values() if isinstance(op, Transposed)], ids=list(OPS)[:-1])
+def test_cuda_kernel_in_the_simulator(op, shape, layout, dtype):
+    tensors = make(op, shape, "cpu", dtype, layout)
+    y = check(lambda *t: simulated(op, *t), op.plain(), *tensors, gradients=False)
+    assert y.is_contiguous(memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_cuda_epilogue_in_the_simulator(activation):
+    op = OPS["k4"]
+    x, w, *channels = make(op, (1, 8, 16, 3, 4), "cpu", torch.bfloat16, "channels_last")
+    for given in (7, list(ACTIVATIONS).index(activation)):
+        chosen = [t if given >> i & 1 else None for i, t in enumerate(channels)]
+        chosen[1:] = [t if t is None else t.float() for t in chosen[1:]]
+        exact = op.plain(activation)(*(t if t is None else t.double() for t in (x, w, *chosen)))
+        assert relative_error(simulated(op, x, w, *chosen, activation), exact) <= 4e-3
+
+
+def test_cuda_schedules_agree_to_the_bit(monkeypatch):
+    """Whichever warp runs ahead and whenever a copy lands."""
+    op, results = OPS["k3"], []
+    tensors = make(op, (1, 136, 48, 7, 9), "cpu", torch.bfloat16, "channels_last")
+    for order, landing in itertools.product(("forward", "reverse", "random"), ("late", "early")):
+        monkeypatch.setenv("SIM_ORDER", order)
+        monkeypatch.setenv("SIM_ASYNC", landing)
+        results.append(simulated(op, *tensors, "silu"))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_what_the_cuda_kernel_does_not_take():
+    message = "conv_transpose2d: the cuda kernel takes float32, bfloat16 or float16, x is torch.float64"
+    with pytest.raises(RuntimeError, match=message):
+        simulated(OPS["k4"], X.double(), W4.double())
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_sanitizers_find_nothing(sanitizer, dtype):
+    kernel = simulator.ROOT / "csrc/ops/cuda/conv_transpose2d_kernel.cu"
+    program = simulator.build_program([simulator.HERE / "conv_transpose2d_main.cpp", kernel], sanitizer)
+    for channels in (40, 37):
+        printed, said = simulator.run_program(program, dtype, channels, order="random")
+        assert printed == "ran\n"
+        assert simulator.found_nothing(said), said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
+@pytest.mark.parametrize("architecture", ["80", "90a", "100"])
+def test_cuda_kernel_compiles_for_every_architecture(architecture, tmp_path):
+    """No kernel spills, and each multiplies on tensor cores what asynchronous copies bring."""
+    built, csrc = tmp_path / "kernel.cubin", simulator.ROOT / "csrc"
+    command = ["nvcc", "-std=c++20", f"-I{csrc}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", built]
+    command.append(csrc / "ops/cuda/conv_transpose2d_kernel.cu")
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert stacks == [("0", "0", "0")] * 6
+    sass = subprocess.run([cuobjdump(), "--dump-sass", built], capture_output=True, text=True, check=True).stdout
+    for kernel in sass.split("Function : ")[1:]:
+        assert all(f" {name}" in kernel for name in ("HMMA", "LDGSTS")), kernel.splitlines()[0]
