@@ -201,7 +201,7 @@ def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None,
     widest = host.WIDEST
     if kernel == "attention_kernel":
         whole = Lk <= host.WHOLE_KEYS and D <= host.WIDEST
-        tile = host.forward_tile(D, size, mask == "scores", capability)
+        tile = host.forward_tile(D, size, mask == "scores", whole, capability)
         BN, N1 = host.pieces(Lk) if whole else (tile.columns, 0)
         signature |= {"out": element, "out_strides": strides}
         constants |= {"BM": tile.rows, "BN": BN, "N1": N1, "WHOLE": whole}

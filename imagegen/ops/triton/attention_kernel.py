@@ -38,7 +38,7 @@ def attention(q, k, v, mask, causal, scale):
     if out.numel() == 0 or Lk == 0:
         return out.zero_(), lse.fill_(-math.inf)
     whole = Lk <= WHOLE_KEYS and D <= WIDEST
-    tile = _tile(q, forward_tile, D, q.element_size(), _masks_scores(mask))
+    tile = _tile(q, forward_tile, D, q.element_size(), _masks_scores(mask), whole)
     BN, N1 = pieces(Lk) if whole else (tile.columns, 0)
     with torch.cuda.device_of(q):
         attention_kernel[triton.cdiv(Lq, tile.rows) * B * H, _column_blocks(D, WIDEST)](
@@ -132,7 +132,7 @@ def pieces(n):
 # spills at D of 128 and more; where the library has CUDA kernels those come first. capability is the major one.
 
 
-def forward_tile(D, element_size, masks_scores, capability):
+def forward_tile(D, element_size, masks_scores, whole, capability):
     if element_size > 2:
         return Tile(64, 32, 8, 1) if D <= 128 else Tile(32, 16, 4, 1)
     if D <= 64:
@@ -143,6 +143,10 @@ def forward_tile(D, element_size, masks_scores, capability):
         return Tile(128, 32 if masks_scores else 64, 8, 2)
     if D <= 160 and capability >= 9:
         return Tile(128, 32 if masks_scores else 64, 8, 2)
+    if 160 < D <= WIDEST and whole and capability < 9:
+        return Tile(32, 32, 8, 1)
+    if 160 < D <= WIDEST and masks_scores and capability == 9:
+        return Tile(64, 16, 8, 1)
     return Tile(64, 32, 8, 1)
 
 
