@@ -1,9 +1,14 @@
-// attention's forward on tensor cores (mma.sync, sm_80 and later). A block takes some queries of one head; each of its
+// attention's forward on tensor cores (mma.sync, sm_80 and later; what of it sm_90a has a faster kernel for is in
+// attention_sm90_kernel.cu). A block takes some queries of one head; each of its
 // warps keeps the scores, the running softmax and the output of its own rows in registers. The queries lie in shared
 // memory throughout; keys and values pass through two stages there: while one is multiplied, the other is filled.
 #include "attention_tile.cuh"
 
 namespace imagegen::cuda {
+
+bool attention_sm90_takes(const AttentionParams&);
+cudaError_t attention_sm90_kernel(const AttentionParams&, cudaStream_t);
+
 namespace {
 
 template <class S, int kBucket>
@@ -54,15 +59,13 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
     copy_async_commit();
   };
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const int row0 = warp * T::kRowTiles * 16;  // this warp's first
   S* const rows = q_tile + row0 * kRow;
   const float scale = static_cast<float>(p.scale), inverse_scale = static_cast<float>(1 / p.scale);
   const float scale_log2 = scale * kLog2E;
   float out[T::kRowTiles][kBucket / 8][4] = {};
-  float top[T::kRowTiles][2], sum[T::kRowTiles][2] = {};  // of rows group and group + 8; sums of this lane's columns
-#pragma unroll
-  for (int i = 0; i < T::kRowTiles; ++i) top[i][0] = top[i][1] = minus_infinity();
+  RunningSoftmax softmax[T::kRowTiles];
 
   const int queries = static_cast<int>(min(p.q_len - m0, int64_t{T::kQueries}));
   fill<T::kThreads, kRow>(q_tile, q, p.q.row_stride, T::kQueries, queries, shape);
@@ -81,27 +84,9 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
     for (int i = 0; i < T::kRowTiles; ++i) {
       if (!whole || mask.kind != AttentionMaskKind::none)
         mask_scores<false, T::kKeys>(s[i], p, mask, m0 + row0 + i * 16, n0, inverse_scale);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float new_top = top[i][r];
-#pragma unroll
-        for (int j = 0; j < T::kKeys / 8; ++j) new_top = fmaxf(new_top, fmaxf(s[i][j][2 * r], s[i][j][2 * r + 1]));
-        new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 1));
-        new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 2));
-        const float shift = new_top == minus_infinity() ? 0.f : new_top * scale_log2;
-        const float shrink = exp2_approximate(top[i][r] * scale_log2 - shift);
-        top[i][r] = new_top;
-        sum[i][r] *= shrink;
-#pragma unroll
-        for (int j = 0; j < T::kKeys / 8; ++j)
-#pragma unroll
-          for (int c = 2 * r; c < 2 * r + 2; ++c) {
-            s[i][j][c] = exp2_approximate(s[i][j][c] * scale_log2 - shift);
-            sum[i][r] += s[i][j][c];
-          }
-#pragma unroll
-        for (int j = 0; j < kBucket / 8; ++j) out[i][j][2 * r] *= shrink, out[i][j][2 * r + 1] *= shrink;
-      }
+      float shrink[2];
+      softmax[i].take(s[i], scale_log2, shrink);
+      multiply_rows(out[i], shrink);
     }
     add_accumulators_by_rows<S, kRow, T::kRowTiles, T::kKeys, kBucket>(out, s, k_tile + T::kKeys * kRow, shape.width);
   }
@@ -113,19 +98,10 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
 #pragma unroll
   for (int i = 0; i < T::kRowTiles; ++i) {
     const int64_t m = m0 + row0 + i * 16;
-    float factor[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float total = sum[i][r];
-      total += __shfl_xor_sync(~0u, total, 1);
-      total += __shfl_xor_sync(~0u, total, 2);
-      factor[r] = total == 0.f ? 0.f : 1.f / total;
-      const int64_t row = m + lane / 4 + r * 8;
-      if (lane % 4 == 0 && row < p.q_len)
-        static_cast<float*>(p.lse)[head * p.q_len + row] = top[i][r] * scale + logf(total);
-    }
-    S* const to = static_cast<S*>(p.out.p) + b * p.out.batch_stride + h * p.out.head_stride + m * p.out.row_stride;
     const int valid = static_cast<int>(min(p.q_len - m, int64_t{16}));
+    float factor[2];
+    softmax[i].finish(static_cast<float*>(p.lse) + head * p.q_len + m, valid, scale, factor);
+    S* const to = static_cast<S*>(p.out.p) + b * p.out.batch_stride + h * p.out.head_stride + m * p.out.row_stride;
     store_rows<kBucket>(rows + i * 16 * kRow, to, p.out.row_stride, valid, shape, out[i], factor[0], factor[1]);
   }
 }
@@ -133,8 +109,7 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
 template <class S, int kBucket>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   using T = Traits<S, kBucket>;
-  const bool aligned = rows_aligned<S>(p.q, p.head_dim) && rows_aligned<S>(p.k, p.head_dim) &&
-                       rows_aligned<S>(p.v, p.head_dim) && rows_aligned<S>(p.out, p.head_dim);
+  const bool aligned = forward_rows_aligned<S>(p);
   const int64_t blocks = (p.q_len + T::kQueries - 1) / T::kQueries * p.batch * p.heads;
   return launch(forward_kernel<S, kBucket>, dim3(static_cast<unsigned>(blocks)), T::kThreads, T::kSharedBytes, stream,
                 p, aligned);
@@ -143,6 +118,9 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_kernel(const AttentionParams& p, cudaStream_t stream) {
+#ifdef IMAGEGEN_SM90A
+  if (attention_sm90_takes(p)) return attention_sm90_kernel(p, stream);
+#endif
   return dispatch_element(p.dtype, [&]<class S>() {
     return dispatch_head_dim(p.head_dim, [&]<int kBucket>() { return run<S, kBucket>(p, stream); });
   });

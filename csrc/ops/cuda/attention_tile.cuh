@@ -27,6 +27,12 @@ bool rows_aligned(const AttentionTensor<Void>& t, int64_t head_dim) {
          whole(t.row_stride) && whole(head_dim);
 }
 
+template <class S>
+bool forward_rows_aligned(const AttentionParams& p) {
+  return rows_aligned<S>(p.q, p.head_dim) && rows_aligned<S>(p.k, p.head_dim) && rows_aligned<S>(p.v, p.head_dim) &&
+         rows_aligned<S>(p.out, p.head_dim);
+}
+
 // How the block reads rows of D elements: in shared memory they are `width` long, D rounded up to a product's depth.
 struct RowsShape {
   int head_dim, width;
@@ -74,7 +80,7 @@ __device__ __forceinline__ void store_rows(S* tile, S* to, int64_t stride, int v
   __syncwarp();
 }
 
-// What of the mask this block sees: one head of one batch.
+// What of the mask this block sees: one head of one batch; strides in bytes.
 struct MaskOfHead {
   AttentionMaskKind kind;
   Dtype dtype;
@@ -84,42 +90,128 @@ struct MaskOfHead {
 __device__ __forceinline__ MaskOfHead mask_of(const AttentionMask& mask, int64_t b, int64_t h) {
   const int64_t size = mask.kind == AttentionMaskKind::boolean ? 1 : mask.dtype == Dtype::f32 ? 4 : 2;
   return {mask.kind, mask.dtype,
-          static_cast<const char*>(mask.p) + (b * mask.batch_stride + h * mask.head_stride) * size, mask.q_stride,
-          mask.k_stride};
+          static_cast<const char*>(mask.p) + (b * mask.batch_stride + h * mask.head_stride) * size,
+          mask.q_stride * size, mask.k_stride * size};
 }
 
-// The score of query m and key n with the mask added, before it is multiplied by the scale.
-__device__ __forceinline__ float masked(float s, const MaskOfHead& mask, int64_t m, int64_t n, float inverse_scale) {
-  const int64_t i = m * mask.q_stride + n * mask.k_stride;
-  if (mask.kind == AttentionMaskKind::boolean) return mask.p[i] ? s : minus_infinity();
-  float x;
-  if (mask.dtype == Dtype::f32)
-    x = reinterpret_cast<const float*>(mask.p)[i];
-  else if (mask.dtype == Dtype::bf16)
-    x = to_compute(reinterpret_cast<const bf16*>(mask.p)[i]);
-  else
-    x = to_compute(reinterpret_cast<const fp16*>(mask.p)[i]);
+// A score with the mask's value added, before it is multiplied by the scale.
+__device__ __forceinline__ float masked(float s, bool shown, float) {
+  return shown ? s : minus_infinity();
+}
+template <class M>
+__device__ __forceinline__ float masked(float s, M value, float inverse_scale) {
+  const float x = to_compute(value);
   // The least float, which others write for a hidden key, must not become an infinity: a row of it is a mean.
   return x == minus_infinity() ? x : s + fmaxf(x * inverse_scale, -1e38f * fminf(inverse_scale, 1.f));
 }
 
-// Masks a warp's scores: 16 rows from m0 on, kKeys columns from n0 on. Queries from q_len on have none.
-template <bool kRowsAreKeys, int kColumns>
+// The columns of a row that are not hidden by their position, counted from this lane's first.
+struct Shown {
+  int begin, end;
+  __device__ __forceinline__ bool operator()(int column) const { return begin <= column && column < end; }
+};
+
+// Masks the half of a warp's scores that is in rows group (kHalf = 0) or group + 8. `at`: the mask of this lane's first
+// column; `step`: bytes to the next. Addresses are stepped along: all of them at once would not fit in registers.
+template <class M, int kHalf, int kTiles>
+__device__ __forceinline__ void mask_row(float (&s)[kTiles][4], Shown shown, const char* at, int64_t step,
+                                         float inverse_scale) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j, at += 8 * step)
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      if (shown(j * 8 + c))
+        s[j][2 * kHalf + c] = masked(s[j][2 * kHalf + c], *reinterpret_cast<const M*>(at + c * step), inverse_scale);
+}
+template <int kHalf, int kTiles>
+__device__ __forceinline__ void mask_row(float (&s)[kTiles][4], Shown shown, const MaskOfHead& mask, const char* at,
+                                         int64_t step, float inverse_scale) {
+  if (mask.kind == AttentionMaskKind::boolean)
+    mask_row<bool, kHalf>(s, shown, at, step, inverse_scale);
+  else if (mask.dtype == Dtype::f32)
+    mask_row<float, kHalf>(s, shown, at, step, inverse_scale);
+  else if (mask.dtype == Dtype::bf16)
+    mask_row<bf16, kHalf>(s, shown, at, step, inverse_scale);
+  else
+    mask_row<fp16, kHalf>(s, shown, at, step, inverse_scale);
+}
+
+// Masks a warp's scores: 16 rows from row0 on, kColumns columns from column0 on. Queries from q_len on have none.
+template <bool kRowsAreKeys, int kColumns, int kHalf = 0>
 __device__ __forceinline__ void mask_scores(float (&s)[kColumns / 8][4], const AttentionParams& p,
                                             const MaskOfHead& mask, int64_t row0, int64_t column0,
                                             float inverse_scale) {
   const int lane = threadIdx.x % 32;
+  const int64_t diagonal = p.k_len - p.q_len, row = row0 + lane / 4 + kHalf * 8, column = column0 + lane % 4 * 2;
+  int64_t begin = 0, end = kRowsAreKeys ? p.q_len : p.k_len;
+  if (p.causal && kRowsAreKeys) begin = row - diagonal;
+  if (p.causal && !kRowsAreKeys) end = min(end, row + diagonal + 1);
+  if (row >= (kRowsAreKeys ? p.k_len : p.q_len)) end = 0;
+  const auto counted = [&](int64_t n) { return static_cast<int>(max(min(n - column, int64_t{kColumns}), int64_t{0})); };
+  const Shown shown{kRowsAreKeys ? counted(begin) : 0, counted(end)};
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t row = row0 + lane / 4 + i / 2 * 8, column = column0 + j * 8 + lane % 4 * 2 + i % 2;
-      const int64_t m = kRowsAreKeys ? column : row, n = kRowsAreKeys ? row : column;
-      if (n >= p.k_len || m >= p.q_len || (p.causal && n > m + p.k_len - p.q_len))
-        s[j][i] = minus_infinity();
-      else if (mask.kind != AttentionMaskKind::none)
-        s[j][i] = masked(s[j][i], mask, m, n, inverse_scale);
+    for (int c = 0; c < 2; ++c)
+      if (!shown(j * 8 + c)) s[j][2 * kHalf + c] = minus_infinity();
+  if (mask.kind != AttentionMaskKind::none) {
+    const int64_t row_step = kRowsAreKeys ? mask.k_stride : mask.q_stride;
+    const int64_t step = kRowsAreKeys ? mask.q_stride : mask.k_stride;
+    mask_row<kHalf>(s, shown, mask, mask.p + row * row_step + column * step, step, inverse_scale);
+  }
+  if constexpr (kHalf == 0) mask_scores<kRowsAreKeys, kColumns, 1>(s, p, mask, row0, column0, inverse_scale);
+}
+
+// The running softmax of a warp's 16 rows: of rows group and group + 8 the largest score so far and the sum over this
+// lane's columns.
+struct RunningSoftmax {
+  float top[2] = {minus_infinity(), minus_infinity()}, sum[2] = {};
+
+  // Takes in more scores, which become exp(scale (score - top)). shrink: what is to become of the rows' sums so far.
+  template <int kTiles>
+  __device__ __forceinline__ void take(float (&s)[kTiles][4], float scale_log2, float (&shrink)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float new_top = top[r];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) new_top = fmaxf(new_top, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+      new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 1));
+      new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 2));
+      const float shift = new_top == minus_infinity() ? 0.f : new_top * scale_log2;
+      shrink[r] = exp2_approximate(top[r] * scale_log2 - shift);
+      top[r] = new_top;
+      sum[r] *= shrink[r];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int c = 2 * r; c < 2 * r + 2; ++c) {
+          s[j][c] = exp2_approximate(s[j][c] * scale_log2 - shift);
+          sum[r] += s[j][c];
+        }
     }
+  }
+
+  // The factors that make the sums means, 0 for rows without a key; writes the log-sum-exp of the first `valid` rows.
+  __device__ __forceinline__ void finish(float* lse, int valid, float scale, float (&factor)[2]) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float total = sum[r];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      factor[r] = total == 0.f ? 0.f : 1.f / total;
+      const int row = lane / 4 + r * 8;
+      if (lane % 4 == 0 && row < valid) lse[row] = top[r] * scale + logf(total);
+    }
+  }
+};
+
+template <int kTiles>
+__device__ __forceinline__ void multiply_rows(float (&c)[kTiles][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[j][i] *= factor[i / 2];
 }
 
 // c += a b^T over the head dim: kRowTiles x 16 rows of a times kColumns rows of b.

@@ -43,6 +43,24 @@ void wgmma_wait() {
   cuda_sim::product_async_wait(kPending);
 }
 
+template <class T, int kCount>
+void wgmma_hold(T (&)[kCount]) {}
+
+// d = rows b, or d += rows b: `rows` are two of A, as this lane's accumulators have them.
+template <Major kMajor, class S>
+void multiply_rows(float* d, int accumulators, const float (&rows)[2][16], const SharedOperand& b, bool accumulate) {
+  const int t = cuda_sim::lane() % 4;
+  for (int i = 0; i < accumulators; i += 4)
+    for (int c = 0; c < 2; ++c) {
+      float sum[2] = {accumulate ? d[i + c] : 0.f, accumulate ? d[i + 2 + c] : 0.f};
+      for (int k = 0; k < 16; ++k) {
+        const float v = value_of(element_of<kMajor>(b, k, i * 2 + 2 * t + c), S{});
+        sum[0] += rows[0][k] * v, sum[1] += rows[1][k] * v;
+      }
+      d[i + c] = sum[0], d[i + 2 + c] = sum[1];
+    }
+}
+
 template <Major kMajor, int kAccumulators, class S>
 void wgmma(float (&d)[kAccumulators], const uint32_t (&a)[4], SharedOperand b, bool accumulate, S) {
   struct Operand {
@@ -51,23 +69,25 @@ void wgmma(float (&d)[kAccumulators], const uint32_t (&a)[4], SharedOperand b, b
   float* const to = d;
   cuda_sim::product_async([to, b, accumulate, mine = Operand{{a[0], a[1], a[2], a[3]}}] {
     cuda_sim::exchange_begin(~0u, &mine, sizeof mine);
-    const int group = cuda_sim::lane() / 4, t = cuda_sim::lane() % 4;
     float rows[2][16];
     for (int half = 0; half < 2; ++half)
       for (int k = 0; k < 16; ++k) {
-        const Operand& owner = *static_cast<const Operand*>(cuda_sim::peer(group * 4 + k % 8 / 2));
+        const Operand& owner = *static_cast<const Operand*>(cuda_sim::peer(cuda_sim::lane() / 4 * 4 + k % 8 / 2));
         rows[half][k] = half_of<S>(owner.r[half + k / 8 * 2], k % 2);
       }
     cuda_sim::exchange_end(~0u);
-    for (int i = 0; i < kAccumulators; i += 4)
-      for (int c = 0; c < 2; ++c) {
-        float sum[2] = {accumulate ? to[i + c] : 0.f, accumulate ? to[i + 2 + c] : 0.f};
-        for (int k = 0; k < 16; ++k) {
-          const float v = value_of(element_of<kMajor>(b, k, i * 2 + 2 * t + c), S{});
-          sum[0] += rows[0][k] * v, sum[1] += rows[1][k] * v;
-        }
-        to[i + c] = sum[0], to[i + 2 + c] = sum[1];
-      }
+    multiply_rows<kMajor, S>(to, kAccumulators, rows, b, accumulate);
+  });
+}
+template <Major kMajor, int kAccumulators, class S>
+void wgmma(float (&d)[kAccumulators], SharedOperand a, SharedOperand b, bool accumulate, S) {
+  float* const to = d;
+  cuda_sim::product_async([to, a, b, accumulate] {
+    const int row = threadIdx.x / 32 % 4 * 16 + cuda_sim::lane() / 4;
+    float rows[2][16];
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < 16; ++k) rows[half][k] = value_of(element_of<Major::depth>(a, k, row + half * 8), S{});
+    multiply_rows<kMajor, S>(to, kAccumulators, rows, b, accumulate);
   });
 }
 
