@@ -15,6 +15,11 @@
 
 #include "common/mma.cuh"
 
+// The compilation that has them. A kernel's body stands under it, so that its file compiles for every architecture.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define IMAGEGEN_HAS_WGMMA
+#endif
+
 namespace imagegen::cuda {
 
 // How the 16-byte pieces of an operand lie in shared memory. none: squares of 8 x 8, rows of 16 bytes one after

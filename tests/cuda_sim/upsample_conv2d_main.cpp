@@ -59,6 +59,12 @@ int main(int, char** arguments) {
     p.batch = B, p.height = H, p.width = W, p.cout = O, p.multiprocessors = multiprocessors;
     ran &= upsample_conv2d_kernel(p, nullptr) == cudaSuccess;
 
+    if (dtype == Dtype::bf16) {
+      const auto warpgroup_weight = packed(false, WeightOrder::wgmma, 32, 64);
+      p.weight = warpgroup_weight.data();
+      ran &= upsample_conv2d_wgmma_kernel(p, nullptr) == cudaSuccess;
+    }
+
     const auto backward_weight = packed(true, WeightOrder::mma, 64, 32);
     p.x = {grad.data(), 4 * H * W * O, 2 * W * O, O, static_cast<int>(O)};
     p.weight = backward_weight.data(), p.bias = nullptr, p.y = dx.data(), p.activation = Activation::linear;

@@ -118,6 +118,18 @@ def test_schedules_agree_to_the_bit(monkeypatch):
         assert all(map(torch.equal, result, results[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_warpgroups_and_warps_agree_to_the_bit(dtype, monkeypatch):
+    """The kernel of sm_90a adds up in the order of the other one, in every schedule."""
+    x, w, b = make((1, 168, 40, 17, 9), dtype)  # six chunks, in four stages
+    expected = operators().upsample_conv2d(x, w, b, "linear")
+    monkeypatch.setenv("SIM_ARCHITECTURE", "90")
+    for order, landing in itertools.product(("forward", "reverse", "random"), ("late", "early")):
+        monkeypatch.setenv("SIM_ORDER", order)
+        monkeypatch.setenv("SIM_ASYNC", landing)
+        assert torch.equal(operators().upsample_conv2d(x, w, b, "linear"), expected)
+
+
 def test_what_the_cuda_kernels_do_not_take():
     x, w, b = make((1, 2, 3, 4, 5), torch.float64)
     message = "the cuda kernel takes float32, bfloat16 or float16, x is torch.float64"
@@ -147,3 +159,13 @@ def test_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
         assert kernel.spilled == 0, kernel.name
         if "reduce" not in kernel.name:
             assert all(f" {name}" in kernel.sass for name in ("HMMA", "LDGSTS")), kernel.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
+def test_warpgroup_kernels_compile(tmp_path):
+    for kernel in compile_kernels("upsample_conv2d_wgmma", "90a", tmp_path):
+        print(f"{kernel.name}: {kernel.registers} registers")
+        assert kernel.spilled == 0, kernel.name
+        assert kernel.sass.count(" HGMMA.64x32x16") == 18, kernel.name
+        assert " LDGSTS" in kernel.sass, kernel.name

@@ -48,26 +48,16 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   S* const shared = dynamic_shared<S>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp / T::kWarpsOfChannels * T::kWarpHeight, warp_channels = warp % T::kWarpsOfChannels;
-  const int64_t tiles_w = (p.width + T::kWidth - 1) / T::kWidth, tiles_h = (p.height + T::kHeight - 1) / T::kHeight;
-  const int64_t b = blockIdx.x / (tiles_w * tiles_h), tile = blockIdx.x % (tiles_w * tiles_h);
-  const int64_t i0 = tile / tiles_w * T::kHeight, j0 = tile % tiles_w * T::kWidth;
-  const int chunks = (p.x.channels + T::kChunk - 1) / T::kChunk;
-  const S* const x = static_cast<const S*>(p.x.p) + b * p.x.batch_stride;
-  const S* const weight = static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * chunks * T::kWeights;
-
-  const Patch patch([&](int pixel) {
-    const int64_t i = i0 + pixel / T::kPatchWidth - 1, j = j0 + pixel % T::kPatchWidth - 1;
-    return pixel_place<S>(p.x, i, j, p.height, p.width);
-  });
+  const ForwardTile<T> tile(p);
   const auto load = [&](int stage, int chunk) {
     S* const to = shared + stage * T::kStage;
-    patch.issue(to, x, chunk * T::kChunk, p.x.channels);
-    copy_whole<T::kThreads, T::kWeights>(to + Patch::kSize, weight + int64_t{chunk} * T::kWeights);
+    tile.patch.issue(to, tile.x, chunk * T::kChunk, p.x.channels);
+    copy_whole<T::kThreads, T::kWeights>(to + Patch::kSize, tile.weight + int64_t{chunk} * T::kWeights);
   };
 
   using Operands = Operands<S, T::kFragments, Patch::kRow, T::kPatchWidth>;
   float sum[9][T::kFragments][2][4] = {};  // [product][two rows of pixels][8 channels]
-  for_each_chunk<T::kStages>(chunks, load, [&](int stage) {
+  for_each_chunk<T::kStages>(tile.chunks, load, [&](int stage) {
     const S* const at = shared + stage * T::kStage;
     const Operands operands(at + warp_row * T::kPatchWidth * Patch::kRow);
     const uint4* const weights = reinterpret_cast<const uint4*>(at + Patch::kSize) + warp_channels * 32 + lane;
@@ -108,7 +98,7 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
             *reinterpret_cast<float2*>(to) = {result(0), result(1)};
           }
   __syncthreads();
-  const TileOfOutput at{b, 2 * i0, 2 * j0, int64_t{blockIdx.y} * T::kChannels, 2 * p.height, 2 * p.width};
+  const TileOfOutput at{tile.b, 2 * tile.i0, 2 * tile.j0, tile.n0, 2 * p.height, 2 * p.width};
   store_tile<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
 }
 

@@ -188,18 +188,21 @@ __device__ __forceinline__ void copy_whole(S* to, const S* from) {
                true);
 }
 
-// multiply(stage) for every chunk, of which load(stage, chunk) has brought kStages - 1 on their way before.
-template <int kStages, class Load, class Multiply>
-__device__ __forceinline__ void for_each_chunk(int chunks, const Load& load, const Multiply& multiply) {
+// multiply(stage) for every chunk, of which load(stage, chunk) has brought kAhead on their way before; landed() stands
+// between a thread's copies and the others' use of them.
+template <int kStages, int kAhead, class Landed, class Load, class Multiply>
+__device__ __forceinline__ void for_each_chunk(int chunks, const Landed& landed, const Load& load,
+                                               const Multiply& multiply) {
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
+  for (int s = 0; s < kAhead; ++s) {
     if (s < chunks) load(s, s);
     copy_async_commit();
   }
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    copy_async_wait<kStages - 2>();
+    copy_async_wait<kAhead - 1>();
+    landed();
     __syncthreads();  // this chunk is there for all, and all are done with the stage that is filled next
-    const int next = chunk + kStages - 1;
+    const int next = chunk + kAhead;
     if (next < chunks) load(next % kStages, next);
     copy_async_commit();
     multiply(chunk % kStages);
@@ -207,6 +210,37 @@ __device__ __forceinline__ void for_each_chunk(int chunks, const Load& load, con
   copy_async_wait<0>();
   __syncthreads();
 }
+template <int kStages, class Load, class Multiply>
+__device__ __forceinline__ void for_each_chunk(int chunks, const Load& load, const Multiply& multiply) {
+  for_each_chunk<kStages, kStages - 1>(chunks, [] {}, load, multiply);
+}
+
+// What a block of the forward reads: its pixels with one more on every side, and the weights of its channels.
+template <class T>
+struct ForwardTile {
+  using S = typename T::S;
+  int64_t b, i0, j0, n0;
+  int chunks;
+  const S *x, *weight;
+  typename T::Patch patch;
+
+  __device__ __forceinline__ explicit ForwardTile(const UpsampleConv2dParams& p)
+      : ForwardTile(p, (p.width + T::kWidth - 1) / T::kWidth, (p.height + T::kHeight - 1) / T::kHeight) {}
+
+ private:
+  __device__ __forceinline__ ForwardTile(const UpsampleConv2dParams& p, int64_t tiles_w, int64_t tiles_h)
+      : b(blockIdx.x / (tiles_w * tiles_h)),
+        i0(blockIdx.x / tiles_w % tiles_h * T::kHeight),
+        j0(blockIdx.x % tiles_w * T::kWidth),
+        n0(int64_t{blockIdx.y} * T::kChannels),
+        chunks((p.x.channels + T::kChunk - 1) / T::kChunk),
+        x(static_cast<const S*>(p.x.p) + b * p.x.batch_stride),
+        weight(static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * chunks * T::kWeights),
+        patch([&](int pixel) {
+          const int64_t i = i0 + pixel / T::kPatchWidth - 1, j = j0 + pixel % T::kPatchWidth - 1;
+          return pixel_place<S>(p.x, i, j, p.height, p.width);
+        }) {}
+};
 
 // Where a block's tile of results lies in y, and what y is.
 struct TileOfOutput {

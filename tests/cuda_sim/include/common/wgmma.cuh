@@ -2,6 +2,8 @@
 #pragma once
 #include "common/mma.cuh"
 
+#define IMAGEGEN_HAS_WGMMA
+
 namespace imagegen::cuda {
 
 enum class Swizzle : int { none, bytes128 };

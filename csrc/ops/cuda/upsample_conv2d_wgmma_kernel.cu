@@ -1,0 +1,107 @@
+// upsample_conv2d's forward by warpgroups (wgmma, sm_90a): the nine products at once, for 32 channels of y.
+//
+// A warpgroup owns 8 x 8 pixels and 32 channels: nine sums of 64 x 32. Its pixels come from registers: a warp's 16 rows
+// are two rows of eight pixels, so two loads of matrices bring them and the rows around them, and the nine operands are
+// differences between those, with nothing written to shared memory. From there, a product of 64 x 32 would read 2 KB of
+// pixels in the 16 cycles it takes, on top of 8 for the weights. A block's two warpgroups share the weights.
+#include "common/wgmma.cuh"
+#include "upsample_conv2d_tile.cuh"
+
+namespace imagegen::cuda {
+namespace {
+
+// Predicted for (1, 512, 128, 128) in bf16 on H200: tensor cores 98 us, shared memory 129, L2 151.
+template <class S_>
+struct Traits {
+  using S = S_;
+  static constexpr int kHeight = 16, kWidth = 8, kChannels = 32, kThreads = 256;
+  static constexpr int kChunk = 2 * kStep<S>, kStages = 4;
+  static constexpr int kPatchWidth = kWidth + 2, kPixels = (kHeight + 2) * kPatchWidth;
+  using Patch = PatchCopies<S, kThreads, kPixels, kChunk / kPackSize<S>>;
+  static constexpr int kProduct = kChannels * kStep<S>, kWeights = 9 * kProduct * (kChunk / kStep<S>);
+  static constexpr int kStage = Patch::kSize + kWeights;
+  static constexpr int kSharedBytes = kStages * kStage * static_cast<int>(sizeof(S));
+  static constexpr int kTileBytes = 4 * kHeight * kWidth * (kChannels + 4) * static_cast<int>(sizeof(float));
+  static_assert(sizeof(S) == 2 && kTileBytes <= kSharedBytes && kSharedBytes <= 227 * 1024, "what sm_90 gives a block");
+  static_assert(Patch::kSize * sizeof(S) % 16 == 0, "weights begin where operands may");
+};
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_constant__ UpsampleConv2dParams p) {
+#ifdef IMAGEGEN_HAS_WGMMA
+  using S = typename T::S;
+  using Patch = typename T::Patch;
+  using Operands = Operands<S, 1, Patch::kRow, T::kPatchWidth>;
+  S* const shared = dynamic_shared<S>();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;  // a warp owns rows 2 warp and 2 warp + 1
+  const ForwardTile<T> tile(p);
+  const auto load = [&](int stage, int chunk) {
+    tile.patch.issue(shared + stage * T::kStage, tile.x, chunk * T::kChunk, p.x.channels);
+    copy_whole<T::kThreads, T::kWeights>(shared + stage * T::kStage + Patch::kSize,
+                                         tile.weight + int64_t{chunk} * T::kWeights);
+  };
+
+  constexpr int kAhead = T::kStages - 2;  // one chunk is still multiplied while the next begins
+  float sum[9][T::kChannels / 2] = {};
+  for_each_chunk<T::kStages, kAhead>(tile.chunks, async_proxy_fence, load, [&](int stage) {
+    const S* const at = shared + stage * T::kStage;
+    const Operands operands(at + 2 * warp * T::kPatchWidth * Patch::kRow);
+    const SharedOperand weights = shared_operand(at + Patch::kSize, Swizzle::none, 128, 256);
+#pragma unroll
+    for (int step = 0; step < T::kChunk / kStep<S>; ++step) {
+      const auto products = [&](int column, const typename Operands::Column& v) {
+        Fragment a[3];
+        Operands::by_rows(v, [&](int row, const Fragment(&operand)[1]) { a[row] = operand[0]; });
+        wgmma_fence();
+#pragma unroll
+        for (int row = 0; row < 3; ++row) {
+          const int number = 3 * column + row;
+          wgmma<Major::depth>(sum[number], a[row].r, weights.plus((step * 9 + number) * T::kProduct * 2), true, S{});
+        }
+        wgmma_commit();
+        wgmma_wait<1>();  // the operands of the three before may be written over
+      };
+      const auto centre = operands.column(1, step);
+      products(0, centre);
+      products(1, Operands::difference(operands.column(0, step), centre));
+      products(2, Operands::difference(operands.column(2, step), centre));
+    }
+  });
+  wgmma_wait<0>();
+  __syncthreads();
+
+  constexpr int kRow = T::kChannels + 4;
+  float* const results = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int e = 0; e < T::kChannels / 2; e += 2)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const auto result = [&](int at) {
+          const auto of = [&](int number) { return sum[number][at]; };
+          return of(0) + of(1 + r) + of(3 + 3 * c) + of(4 + 3 * c + r);
+        };
+        const int i = 2 * (2 * warp + e / 2 % 2) + r, j = 2 * (lane / 4) + c;
+        float* const to = results + (i * 2 * T::kWidth + j) * kRow + e / 4 * 8 + lane % 4 * 2;
+        *reinterpret_cast<float2*>(to) = {result(e), result(e + 1)};
+      }
+  __syncthreads();
+  const TileOfOutput at{tile.b, 2 * tile.i0, 2 * tile.j0, tile.n0, 2 * p.height, 2 * p.width};
+  store_tile<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
+#endif
+}
+
+template <class S>
+cudaError_t run(const UpsampleConv2dParams& p, cudaStream_t stream) {
+  using T = Traits<S>;
+  return launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+}
+
+}  // namespace
+
+cudaError_t upsample_conv2d_wgmma_kernel(const UpsampleConv2dParams& p, cudaStream_t stream) {
+  return p.dtype == Dtype::bf16 ? run<bf16>(p, stream) : run<fp16>(p, stream);
+}
+
+}  // namespace imagegen::cuda
