@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import compare, report, suite
+from . import compare, report, suite, timing
 
 
 def main(arguments=None):
@@ -29,34 +29,40 @@ def run(options):
     if not chosen:
         print("no benchmark matches; suites: " + "; ".join(f"{s}: {', '.join(suite.find(s))}" for s in suite.SUITES))
         return 1
+    before = report.load(options.out) if options.append and options.out and Path(options.out).exists() else None
+
+    def save(result):
+        if options.out:
+            report.save(runner.merge(before, result) if before else result, options.out)
+
+    def on_case(result, rows):
+        """Write the file after every case: a long run that is broken off is not lost."""
+        save(result)
+        if not options.quick:
+            print(f"{rows[0]['op']} {report.setting(rows[0])}")
+            print(report.aligned(*report.row_table(rows)), end="\n\n", flush=True)
+
     if options.quick:
         print(f"imagegen against eager PyTorch, {report.threads(threads[0])}: verified, then timed", flush=True)
     result = runner.run(
         chosen,
-        lambda result, rows: _keep(result, rows, options),
+        on_case,
         device=options.device,
         threads=threads,
         seconds=options.seconds or (0.2 if options.quick else 0.5),
+        rounds=options.rounds,
+        hush=options.hush,
         skip=_skipped(options),
-        with_memory=not (options.no_memory or options.quick),
+        layouts=options.layouts,
+        memory_of=() if options.no_memory or options.quick else options.memory or _every_provider(),
     )
     rows = result["rows"]
-    if options.out:
-        report.save(result, options.out)
+    save(result)
     if options.quick:
         print(report.quick_table(rows))
     else:
         print(report.aligned(*report.summary_table(rows)), report.losses(rows), sep="\n")
     return 0
-
-
-def _keep(result, rows, options):
-    """Show a case, and write the file after every case: a long run that is broken off is not lost."""
-    if options.out:
-        report.save(result, options.out)
-    if not options.quick:
-        print(f"{rows[0]['op']} {report.setting(rows[0])}")
-        print(report.aligned(*report.row_table(rows)), end="\n\n", flush=True)
 
 
 def write_reports(options):
@@ -83,7 +89,7 @@ def _threads(options):
 def _skipped(options):
     if options.quick:
         return [name for name in _every_provider() if name not in ("imagegen", "eager")]
-    return ["compile"] if options.no_compile else []
+    return options.skip + ["compile"] * options.no_compile
 
 
 def _every_provider():
@@ -104,8 +110,23 @@ def _parser():
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument("--threads", help="a number or several, 1,2; default: 1, then 2 where there are 2 cores")
     command.add_argument("--out", help="write a JSON file")
+    command.add_argument("--append", action="store_true", help="keep what else the file has: a run in pieces")
     command.add_argument("--seconds", type=float, help="time spent on one row (default 0.5; quick 0.2)")
+    command.add_argument("--rounds", type=int, default=timing.MIN_ROUNDS, help="calls of each provider at least")
+    command.add_argument(
+        "--hush",
+        metavar="COMMAND",
+        help="what keeps this machine quiet while it runs: it is started before every timing, awaited until it writes "
+        "a line, and ends when its input does",
+    )
+    command.add_argument(
+        "--skip", type=lambda names: names.split(","), default=[], help="providers to leave out: compile,fold"
+    )
+    command.add_argument("--layouts", type=str.split, default=list(suite.LAYOUTS), help="nchw or channels_last alone")
     command.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    command.add_argument(
+        "--memory", type=lambda names: names.split(","), help="whose peak memory: imagegen,eager; default: all"
+    )
     command.add_argument(
         "--no-memory", action="store_true", help="leave out the peak memory, which takes a process per row"
     )

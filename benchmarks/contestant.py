@@ -85,12 +85,12 @@ def tolerance(bench, dtype, eager_error):
     return TIMES_EAGER * eager_error if eager_error is not None else -1.0
 
 
-def line_up(bench, case, names):
+def line_up(bench, case, names, layouts=tuple(suite.LAYOUTS)):
     return [
         Contestant(bench, case, name, layout)
         for name in names
         for layout in bench.LAYOUTS
-        if layout in implementation(bench, name).layouts
+        if layout in layouts and layout in implementation(bench, name).layouts
     ]
 
 

@@ -3,32 +3,54 @@
 import torch
 
 from . import contestant, environment, memory, roofline, suite, timing
+from .hush import hushed
 
 FORMAT = 1
 
 
-def run(cases, on_case, *, device="cpu", threads=(1,), seconds=0.5, skip=(), with_memory=True):
+def run(
+    cases,
+    on_case,
+    *,
+    device="cpu",
+    threads=(1,),
+    seconds=0.5,
+    rounds=timing.MIN_ROUNDS,
+    skip=(),
+    layouts=tuple(suite.LAYOUTS),
+    memory_of=(),
+    hush=None,
+):
     """Everything measured, ready for JSON; on_case sees the rows of each case as they come.
 
-    Memory is measured at the first number of threads. The roofline is measured before and after, and the better one
-    counts.
+    The memory of the providers `memory_of` is measured at the first number of threads. The roofline is measured before
+    and after, and the better one counts. `hush` is a command that runs while something is timed: see `hush.hushed`.
     """
-    roofs = {n: roofline.measure(device, n) for n in threads}
+    with hushed(hush):
+        roofs = {n: roofline.measure(device, n) for n in threads}
     result = {
         "format": FORMAT,
         "environment": environment.describe(device),
-        "options": {"device": device, "threads": list(threads), "seconds": seconds, "skip": list(skip)},
+        "options": {
+            "device": device,
+            "threads": list(threads),
+            "seconds": seconds,
+            "rounds": rounds,
+            "skip": list(skip),
+        },
         "roofline": {str(n): roof for n, roof in roofs.items()},
         "notes": {},
         "rows": [],
     }
     for case in cases:
         result["notes"][case.op] = suite.load(case.suite, case.op).NOTE
-        rows = run_case(case, seconds=seconds, skip=skip, with_memory=with_memory and case.threads == threads[0])
+        whose = memory_of if case.threads == threads[0] else ()
+        rows = run_case(case, seconds=seconds, rounds=rounds, skip=skip, layouts=layouts, memory_of=whose, hush=hush)
         place_under_roof(rows, result["roofline"])
         result["rows"] += rows
         on_case(result, rows)
-    result["roofline"] = {str(n): roofline.higher(roof, roofline.measure(device, n)) for n, roof in roofs.items()}
+    with hushed(hush):
+        result["roofline"] = {str(n): roofline.higher(roof, roofline.measure(device, n)) for n, roof in roofs.items()}
     place_under_roof(result["rows"], result["roofline"])
     return result
 
@@ -42,21 +64,40 @@ def place_under_roof(rows, roofs):
             row["roofline_fraction"], row["bound"] = _short(share), bound
 
 
-def run_case(case, *, seconds, skip=(), with_memory=True):
+def merge(old, new):
+    """The new result with what the old one has besides: cases not run again, roofs that were higher."""
+    again = {_case(row) for row in new["rows"]}
+    roofs = {n: roofline.higher(roof, new["roofline"].get(n, roof)) for n, roof in old["roofline"].items()}
+    options = {**new["options"], "threads": sorted({*old["options"]["threads"], *new["options"]["threads"]})}
+    merged = {
+        **new,
+        "options": options,
+        "roofline": {**new["roofline"], **roofs},
+        "notes": {**old["notes"], **new["notes"]},
+        "rows": [row for row in old["rows"] if _case(row) not in again] + new["rows"],
+    }
+    place_under_roof(merged["rows"], merged["roofline"])
+    return merged
+
+
+def run_case(
+    case, *, seconds, rounds=timing.MIN_ROUNDS, skip=(), layouts=tuple(suite.LAYOUTS), memory_of=(), hush=None
+):
     """One row for every provider in every layout."""
     torch.set_num_threads(case.threads)
     bench = suite.load(case.suite, case.op)
     names = [name for name in provider_names(bench) if name not in skip]
     if "compile" in names:
         _forget_compiled()
-    contestants = contestant.line_up(bench, case, names)
+    contestants = contestant.line_up(bench, case, names, layouts)
     verify(contestants)
     measured = [c for c in contestants if c.failure is None]
-    times = timing.interleave(measured, seconds, measure=timing.stopwatch(case.device))
+    with hushed(hush):
+        times = timing.interleave(measured, seconds, rounds=rounds, measure=timing.stopwatch(case.device))
     times = dict(zip(measured, times, strict=True))
     rows = [{**_row(c, times.get(c)), "speedup": speedups(c, times)} for c in contestants]
-    if with_memory and case.direction == "forward":
-        for row in rows:
+    for row in rows:
+        if row["provider"] in memory_of and case.direction == "forward":
             row["extra_bytes"], row["kept_bytes"] = memory.peak_extra(case, row["provider"], row["layout"])
     return rows
 
@@ -96,6 +137,10 @@ def speedups(ours, times):
             best = min(rivals, key=lambda c: timing.median(times[c]))
             found[name] = {"ratio": _short(timing.ratio(times[best], times[ours])), "layout": best.layout}
     return found
+
+
+def _case(row):
+    return tuple(str(row[field]) for field in ("suite", "op", "shape", "dtype", "direction", "threads", "device"))
 
 
 def _row(c, times):

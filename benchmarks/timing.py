@@ -41,11 +41,11 @@ def stopwatch(device):
     return CudaEvents() if device == "cuda" else wall_clock
 
 
-def interleave(contestants, seconds, *, measure=wall_clock, clock=time.perf_counter):
+def interleave(contestants, seconds, *, rounds=MIN_ROUNDS, measure=wall_clock, clock=time.perf_counter):
     """Times of each contestant, A B C A B C …, so that a noisy moment of the machine hurts all alike.
 
     A contestant has `before()`, which is not timed, and `call()`, which is. Rounds go on until `seconds` per contestant
-    have passed, at least MIN_ROUNDS and at most MAX_ROUNDS.
+    have passed, at least `rounds` and at most MAX_ROUNDS.
     """
     times = [[] for _ in contestants]
     if not contestants:
@@ -54,7 +54,7 @@ def interleave(contestants, seconds, *, measure=wall_clock, clock=time.perf_coun
     gc.disable()
     try:
         deadline = clock() + seconds * len(contestants)
-        while len(times[0]) < MIN_ROUNDS or (len(times[0]) < MAX_ROUNDS and clock() < deadline):
+        while len(times[0]) < rounds or (len(times[0]) < MAX_ROUNDS and clock() < deadline):
             for contestant, own in zip(contestants, times, strict=True):
                 contestant.before()
                 own.append(measure(contestant.call))

@@ -15,7 +15,8 @@ GRADIENTS = ()
 TOLERANCE = 1e-4
 NOTE = (
     "UNet2DConditionModel with the configuration of Stable Diffusion 1.5: 320, 640, 1280 and 1280 channels, 8 heads, "
-    "77 tokens of 768 features. Its weights take 3.4 GB, and as much again in OpenVINO."
+    "77 tokens of 768 features. Its weights take 3.4 GB, as much again in OpenVINO, and 8 GB in Winograd's form, in "
+    "every memory format: `--layouts` of one keeps them once."
 )
 
 

@@ -85,8 +85,7 @@ class Model:
         return self.build().train(self.trains).requires_grad_(self.trains)
 
     def _weights(self, channels_last):
-        plain = self._once(self._weights, False) if channels_last and not self.trains else self._seeded()
-        return copy.deepcopy(plain).to(memory_format=torch.channels_last) if channels_last else plain
+        return self._seeded().to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def _module(self, provider, channels_last):
         own = self._weights(channels_last) if self.trains else _share(self._once(self._weights, channels_last))

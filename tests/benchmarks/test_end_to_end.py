@@ -44,7 +44,7 @@ def test_flop_are_those_known_of_the_published_models(op, shape, tera):
 def test_providers_pass_and_what_is_checked_is_not_nothing(op):
     bench = suite.load("end_to_end", op)
     skip = [name for name in bench.PROVIDERS if name not in ("imagegen", "eager")]
-    rows = runner.run_case(tiny(op), seconds=0, skip=skip, with_memory=False)
+    rows = runner.run_case(tiny(op), seconds=0, skip=skip)
     assert [(row["provider"], row["layout"]) for row in rows] == [
         (provider, layout) for provider in ("imagegen", "eager") for layout in ("nchw", "channels_last")
     ]
@@ -62,7 +62,7 @@ def test_a_wrong_model_gets_no_speed_up(monkeypatch):
 
     monkeypatch.setattr(models.imagegen, "optimize", spoil)
     bench.MODEL.made.clear()
-    rows = runner.run_case(tiny("autoencoder_tiny"), seconds=0, skip=["compile", "openvino-f32"], with_memory=False)
+    rows = runner.run_case(tiny("autoencoder_tiny"), seconds=0, skip=["compile", "openvino-f32"])
     bench.MODEL.made.clear()
     assert not any(row["passed"] for row in rows if row["provider"] == "imagegen")
 

@@ -16,7 +16,7 @@ def tiny(op, dtype="float32", direction="forward"):
 
 
 def run_tiny(case, skip=("compile",)):
-    return runner.run_case(case, seconds=0.0, skip=skip, with_memory=False)
+    return runner.run_case(case, seconds=0.0, skip=skip)
 
 
 @pytest.fixture
@@ -134,6 +134,29 @@ def test_memory_tells_kept_weights_apart():
     peak, kept = memory._cpu_peak(case, "imagegen", "nchw")
     assert kept == 25 * 512 * 512 * 4
     assert peak < kept / 3
+
+
+def result_of(op, threads, copy):
+    rows = [{**row, "median_ms": 1.0} for row in run_tiny(tiny(op)) if row["provider"] == "eager"]
+    roof = {"flops_per_s": dict.fromkeys(suite.DTYPES, 1e9), "copy_bytes_per_s": copy}
+    return {
+        "options": {"threads": [threads]},
+        "roofline": {str(threads): roof},
+        "notes": {op: "a note"},
+        "rows": [{**row, "threads": threads} for row in rows],
+    }
+
+
+def test_a_run_in_pieces_is_one_result():
+    old, other = result_of("bias_act", 1, 1e9), result_of("bias_act", 2, 1e9)
+    merged = runner.merge(old, other)
+    assert merged["options"]["threads"] == [1, 2] and set(merged["roofline"]) == {"1", "2"}
+    assert [row["threads"] for row in merged["rows"]] == [1, 1, 2, 2]
+    again = {**result_of("bias_act", 1, 2e9), "notes": {"group_norm": "another"}}
+    merged = runner.merge(merged, again)
+    assert merged["rows"][-2:] == again["rows"] and [row["threads"] for row in merged["rows"]] == [2, 2, 1, 1]
+    assert set(merged["notes"]) == {"bias_act", "group_norm"}
+    assert merged["roofline"]["1"]["copy_bytes_per_s"] == 2e9  # the higher one, under which all rows are placed
 
 
 def test_the_environment_names_no_folder():

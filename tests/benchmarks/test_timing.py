@@ -1,8 +1,9 @@
 import math
+import time
 
 import pytest
 
-from benchmarks import roofline, timing
+from benchmarks import hush, roofline, timing
 
 
 class FakeContestant:
@@ -89,3 +90,19 @@ def test_the_higher_of_two_roofs_counts():
     best = roofline.higher(a, b)
     assert best == {"flops_per_s": {"float32": 100.0, "bfloat16": 200.0}, "copy_bytes_per_s": 11.0}
     assert math.isclose(roofline.fraction(best, "bfloat16", 100, 0, 1.0)[0], 0.5)
+
+
+def test_fewer_rounds_where_a_call_is_long():
+    clock = FakeClock()
+    a = FakeContestant(clock, [1.0] * 9)
+    assert timing.interleave([a], 0.0, rounds=2, measure=clock.measure, clock=clock) == [[1.0] * 2]
+
+
+def test_the_machine_is_quiet_while_something_is_timed(tmp_path, capsys):
+    log = tmp_path / "log"
+    with hush.hushed(f"echo begin > {log}; echo; cat; echo end >> {log}"):
+        assert log.read_text() == "begin\n"
+    assert log.read_text() == "begin\nend\n" and not capsys.readouterr().out
+    with hush.hushed("echo; exit"):
+        time.sleep(0.2)
+    assert "ended before the timing did" in capsys.readouterr().out
