@@ -5,6 +5,11 @@ import torch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def autocasts(x):
+    """Whether autocast is on where x is; torch has none for tensors without values, and says so by an error."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def check_tensor(op, argument, t):
     if not isinstance(t, torch.Tensor):
         raise TypeError(f"{op}: {argument} must be a tensor, got {type(t).__name__}")
@@ -39,7 +44,7 @@ def check_conv3x3(op, x, weight, bias):
     check_dtype(op, "x", x)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must have shape (B, C, H, W), got {tuple(x.shape)}")
-    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the dtypes one
+    autocast = autocasts(x)  # which makes the dtypes one
     check_same_device(op, "weight", weight, x)
     if not autocast:
         check_same_dtype(op, "weight", weight, x)

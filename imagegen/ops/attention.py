@@ -6,7 +6,7 @@ import torch
 
 from .. import _library
 from . import _backend, attention_rows, eager
-from ._check import check_dtype, check_same_device, check_same_dtype
+from ._check import autocasts, check_dtype, check_same_device, check_same_dtype
 from ._layout import empty_like_heads
 
 
@@ -92,7 +92,7 @@ def _declines(backend, q):
 
 
 def _cast_for_autocast(t):
-    if not isinstance(t, torch.Tensor) or t.is_meta or not torch.is_autocast_enabled(t.device.type):
+    if not isinstance(t, torch.Tensor) or not autocasts(t):
         return t
     return t.to(torch.get_autocast_dtype(t.device.type)) if _library.castable(t) else t
 

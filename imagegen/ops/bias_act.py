@@ -7,7 +7,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import LRELU_SLOPE, check_activation
-from ._check import check_dtype, check_same_device, check_same_dtype, check_shape
+from ._check import autocasts, check_dtype, check_same_device, check_same_dtype, check_shape
 
 # Rectifiers keep the variance of their input when scaled by sqrt(2) (He et al. 2015).
 _DEFAULT_GAIN = {"relu": math.sqrt(2), "lrelu": math.sqrt(2), "silu": math.sqrt(2)}
@@ -34,7 +34,7 @@ def bias_act(x, b=None, *, dim=1, act="linear", alpha=None, gain=None, clamp=Non
     Equivalent to: (act(x + b.reshape(...)) * gain).clamp(-clamp, clamp)
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B.
     """
-    if isinstance(b, torch.Tensor) and torch.is_autocast_enabled(b.device.type):
+    if isinstance(b, torch.Tensor) and autocasts(b):
         b = b.to(x.dtype)
     _check(x, b, dim, act, clamp)
     alpha = LRELU_SLOPE if alpha is None else float(alpha)

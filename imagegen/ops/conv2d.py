@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import check_conv3x3, check_same_device, check_same_dtype, check_shape
+from ._check import autocasts, check_conv3x3, check_same_device, check_same_dtype, check_shape
 from ._layout import memory_format
 from .eager.conv2d import map_input
 
@@ -60,7 +60,7 @@ def conv2d(
 def _check(x, weight, bias, residual, scale, shift, input_activation, activation):
     op = "conv2d"
     check_conv3x3(op, x, weight, bias)
-    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the dtypes one
+    autocast = autocasts(x)  # which makes the dtypes one
     if residual is not None:
         check_same_device(op, "residual", residual, x)
         if not autocast:

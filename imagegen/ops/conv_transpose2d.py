@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import check_activation
-from ._check import check_dtype, check_same_device, check_same_dtype, check_shape
+from ._check import autocasts, check_dtype, check_same_device, check_same_dtype, check_shape
 from ._layout import memory_format
 from .eager.conv_transpose2d import finish, output_shape
 
@@ -88,7 +88,7 @@ def _check(x, weight, bias, geometry, scale, shift, activation):
     check_dtype(op, "x", x)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must have shape (B, C, H, W), got {tuple(x.shape)}")
-    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the dtypes one
+    autocast = autocasts(x)  # which makes the dtypes one
     check_same_device(op, "weight", weight, x)
     if not autocast:
         check_same_dtype(op, "weight", weight, x)

@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import check_activation
-from ._check import check_dtype, check_same_device, check_shape
+from ._check import check_dtype, check_same_device, check_same_dtype, check_shape
 from ._layout import memory_format
 
 
@@ -63,6 +63,39 @@ def _native(x, num_groups, weight, bias, eps, scale, shift, activation):
     return torch.ops.imagegen.group_norm(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
 
 
+def _triton(x, num_groups, weight, bias, eps, scale, shift, activation):
+    return torch.ops.imagegen.group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+
+
+def _group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activation):
+    _check(x, num_groups, weight, bias, eps, scale, shift, activation)
+    from .triton.group_norm_kernel import group_norm  # here, not above: importing Triton takes a second
+
+    return group_norm(x, num_groups, weight, bias, eps, scale, shift, activation)
+
+
+def _group_norm_backward_triton(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
+    _check(x, num_groups, weight, bias, 0, scale, shift, activation)
+    _check_backward(grad, x, mean, rstd, num_groups)
+    from .triton.group_norm_kernel import group_norm_backward
+
+    return group_norm_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation)
+
+
+def _check_backward(grad, x, mean, rstd, num_groups):
+    op, shape, dtype = "group_norm", (x.size(0), num_groups), torch.promote_types(x.dtype, torch.float32)
+    check_same_device(op, "grad", grad, x)
+    check_same_dtype(op, "grad", grad, x)
+    if grad.shape != x.shape:
+        raise ValueError(f"{op}: grad must have x's shape {tuple(x.shape)}, got {tuple(grad.shape)}")
+    for argument, t in (("mean", mean), ("rstd", rstd)):
+        if tuple(t.shape) != shape or t.dtype != dtype or not t.is_contiguous():
+            raise ValueError(
+                f"{op}: {argument} must be contiguous of shape {shape} and dtype {dtype}, "
+                f"got {tuple(t.shape)} of {t.dtype}"
+            )
+
+
 def _statistics(x, shape):
     return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
@@ -84,23 +117,28 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
 
 
-def _backward(ctx, grad, _grad_mean, _grad_rstd):
-    x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 5, 6)]
-    if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
-        # Views, so that one tensor passed in two places gets the gradient of each.
-        tensors = [t if t is None else t.view_as(t) for t in (x, weight, bias, scale, shift)]
-        x, weight, bias, scale, shift = tensors
-        y = eager.group_norm(x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation)
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-        gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-        dx, dweight, dbias, dscale, dshift = (next(gradients) if need else None for need in needs)
-    else:
-        dx, dz, dz_xhat = torch.ops.imagegen.group_norm_backward(
-            grad, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
-        )
-        dweight, dbias, dscale, dshift = _factor_gradients(needs[1:], dz, dz_xhat, weight, bias, scale, shift)
-    return dx, None, dweight, dbias, None, dscale, dshift, None
+def _backward(kernel):
+    """The gradient that all kernels share; `kernel` names the operator of its first order."""
+
+    def backward(ctx, grad, _grad_mean, _grad_rstd):
+        x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 5, 6)]
+        if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn
+            # Views, so that one tensor passed in two places gets the gradient of each.
+            tensors = [t if t is None else t.view_as(t) for t in (x, weight, bias, scale, shift)]
+            x, weight, bias, scale, shift = tensors
+            y = eager.group_norm(x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation)
+            wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+            gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            dx, dweight, dbias, dscale, dshift = (next(gradients) if need else None for need in needs)
+        else:
+            dx, dz, dz_xhat = _library.op(kernel)(
+                grad, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
+            )
+            dweight, dbias, dscale, dshift = _factor_gradients(needs[1:], dz, dz_xhat, weight, bias, scale, shift)
+        return dx, None, dweight, dbias, None, dscale, dshift, None
+
+    return backward
 
 
 def _factor_gradients(needs, dz, dz_xhat, weight, bias, scale, shift):
@@ -118,7 +156,24 @@ def _factor_gradients(needs, dz, dz_xhat, weight, bias, scale, shift):
     return dweight, dbias, dscale, dshift
 
 
-_library.register("group_norm", fake=_fake, setup_context=_setup_context, backward=_backward)
-_library.register("group_norm_backward", fake=_fake_backward, setup_context=None, backward=None)
+_library.define(
+    "group_norm_triton(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+    "Tensor? shift, str activation) -> (Tensor y, Tensor mean, Tensor rstd)",
+    _group_norm_triton,
+)
+_library.define(
+    "group_norm_backward_triton(Tensor grad, Tensor x, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, "
+    "Tensor? bias, Tensor? scale, Tensor? shift, str activation) -> (Tensor dx, Tensor sum_dz, Tensor sum_dz_xhat)",
+    _group_norm_backward_triton,
+)
 
-_IMPLEMENTATIONS = {"eager": eager.group_norm, "cpu": _native}
+for twin in ("", "_triton"):
+    _library.register(
+        f"group_norm{twin}",
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward(f"group_norm_backward{twin}"),
+    )
+    _library.register(f"group_norm_backward{twin}", fake=_fake_backward)
+
+_IMPLEMENTATIONS = {"eager": eager.group_norm, "cpu": _native, "cuda": _native, "triton": _triton}

@@ -31,6 +31,13 @@ def _native(*args):
     return torch.ops.imagegen.group_norm_factors(*args)
 
 
+def _group_norm_factors_triton(x, num_groups, weight, bias, eps, scale, shift):
+    _check(x, num_groups, weight, bias, eps, scale, shift, "linear")
+    from .triton.group_norm_kernel import group_norm_factors  # here, not above: importing Triton takes a second
+
+    return group_norm_factors(x, num_groups, weight, bias, eps, scale, shift)
+
+
 def _fake(x, num_groups, weight, bias, eps, scale, shift):
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape[:2], dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype)
@@ -59,6 +66,18 @@ def _backward(ctx, *grads):
     return dx, None, dweight, dbias, None, dscale, dshift
 
 
-_library.register("group_norm_factors", fake=_fake, setup_context=_setup_context, backward=_backward)
+_library.define(
+    "group_norm_factors_triton(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+    "Tensor? shift) -> (Tensor gain, Tensor offset)",
+    _group_norm_factors_triton,
+)
 
-_IMPLEMENTATIONS = {"eager": eager.group_norm_factors, "cpu": _native}
+for twin in ("", "_triton"):
+    _library.register(f"group_norm_factors{twin}", fake=_fake, setup_context=_setup_context, backward=_backward)
+
+_IMPLEMENTATIONS = {
+    "eager": eager.group_norm_factors,
+    "cpu": _native,
+    "cuda": _native,
+    "triton": _library.op("group_norm_factors_triton"),
+}

@@ -1,0 +1,294 @@
+"""What can be said of group_norm's GPU kernels without a GPU: values, races and bounds in the simulator; registers and
+spills of what the compilers make. test_group_norm.py runs them on a GPU where there is one."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from cuda_sim import simulator
+from helpers import DTYPES, LAYOUTS, check, relative_error
+from test_group_norm import ERRORS, SHAPES, C, factors, reference, x
+from test_group_norm_factors import reference as factors_reference
+from triton_ahead_of_time import compile_kernel
+
+from imagegen.ops._layout import memory_format
+from imagegen.ops.group_norm import _factor_gradients
+
+channels_last = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+
+
+class Simulated(torch.autograd.Function):
+    """The CUDA operators as the simulator runs them."""
+
+    @staticmethod
+    def forward(ctx, x, num_groups, weight, bias, scale, shift, activation):
+        operators = simulator.load("group_norm")
+        y, mean, rstd = operators.group_norm(x, num_groups, weight, bias, 1e-5, scale, shift, activation)
+        ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
+        ctx.options = num_groups, activation
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
+        num_groups, activation = ctx.options
+        backward = simulator.load("group_norm").group_norm_backward
+        dx, *sums = backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation)
+        given = [t is not None for t in (weight, bias, scale, shift)]
+        return dx, None, *_factor_gradients(given, *sums, weight, bias, scale, shift), None
+
+
+def check_simulated(x, num_groups, *given, activation="silu", **options):
+    y = check(
+        lambda x, *f: Simulated.apply(x, num_groups, *f, activation),
+        lambda x, *f: reference(x, num_groups, *f, activation),
+        x,
+        *given,
+        **options,
+    )
+    assert y.stride() == torch.empty_like(x, memory_format=memory_format(x)).stride()
+
+
+@pytest.mark.parametrize("shape, num_groups", [s for s in SHAPES if s[0][0] < 64], ids=str)
+def test_shapes(shape, num_groups):
+    x = torch.randn(shape)
+    check_simulated(x, num_groups, *factors(x))
+
+
+# Groups of channels that are whole loads, parts of loads, wider than a block's row; spans with a rest.
+INNERMOST = [((2, 32, 6, 5), 8), ((1, 80, 9, 4), 8), ((1, 40, 3, 70), 4), ((2, 520, 3, 3), 2), ((1, 4104, 2, 2), 3)]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("shape, num_groups", INNERMOST, ids=str)
+def test_channels_last(shape, num_groups, dtype):
+    x = LAYOUTS["channels_last"](torch.randn(shape).to(dtype))
+    check_simulated(x, num_groups, *factors(x))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, dtype):
+    x = LAYOUTS[layout](torch.randn(2, 12, 6, 32).to(dtype))
+    check_simulated(x, 3, *(LAYOUTS[layout](t) for t in factors(x)))
+
+
+@channels_last
+@pytest.mark.parametrize("activation", ["linear", "relu", "lrelu", "gelu", "tanh", "sigmoid"])
+def test_activations(activation, layout):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = LAYOUTS[layout](torch.randn(1, 16, 4, 8).to(dtype))
+        check_simulated(x, 2, *factors(x), activation=activation)
+
+
+# Planar: a group too large for shared memory, with planes of several slices; one plane for each warp; a group that is
+# kept. Channels innermost: several pieces of an image.
+SPLIT = [((1, 2, 129, 128), 1), ((1, 3, 128, 134), 3), ((1, 40, 32, 32), 2), ((2, 16, 16, 32), 4)]
+
+
+@channels_last
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape, num_groups", SPLIT, ids=str)
+def test_split_groups(shape, num_groups, dtype, layout):
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    check_simulated(x, num_groups, *factors(x))
+
+
+@channels_last
+@pytest.mark.parametrize("present", [0, 1, 2, 6, 9])
+def test_any_factor_may_be_absent(present, layout):
+    x = LAYOUTS[layout](torch.randn(2, 8, 4, 4))
+    check_simulated(x, 4, *(t if present >> i & 1 else None for i, t in enumerate(factors(x))))
+
+
+@channels_last
+def test_float_factors_beside_half(layout):
+    x = LAYOUTS[layout](torch.randn(2, 16, 4, 8).bfloat16())
+    check_simulated(x, 4, *factors(x, torch.float32))
+
+
+@channels_last
+@pytest.mark.parametrize("side", [8, 72])
+def test_mean_far_above_deviation(side, layout):
+    """x holds three digits of what is left; in squares, or in a folded offset, none would be."""
+    x = LAYOUTS[layout](torch.randn(1, 8, side, side) + 1e4)
+    given = factors(x)
+    exact = reference(x.double(), 2, *(t.double() for t in given), "silu")
+    assert relative_error(Simulated.apply(x, 2, *given, "silu"), exact) < 1e-5
+
+
+@channels_last
+def test_an_image_unlike_its_samples(layout):
+    """The pivot is the mean of eight values; here they are all far from the group's mean."""
+    x = torch.randn(1, 4, 64, 72)
+    x.view(1, 1, -1)[..., :: x.numel() // 8] = 1e4
+    x = LAYOUTS[layout](x)
+    check_simulated(x, 1, *factors(x), gradients=False)
+
+
+@channels_last
+def test_nan_stays_in_its_group(layout):
+    for side in (6, 96):
+        x = torch.randn(2, 8, side, side)
+        x[0, 3, 2, 2] = float("nan")
+        nan = Simulated.apply(LAYOUTS[layout](x), 4, None, None, None, None, "silu").isnan()
+        assert nan[0, 2:4].all()
+        assert not nan[0, :2].any() and not nan[0, 4:].any() and not nan[1].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 0, 4), (2, 0, 3, 3), (2, 0)], ids=str)
+def test_nothing_to_normalise(shape):
+    x = torch.randn(shape)
+    operators = simulator.load("group_norm")
+    y, mean, rstd = operators.group_norm(x, 2, None, None, 1e-4, None, None, "linear")
+    assert y.shape == shape and not y.any()
+    assert mean.shape == rstd.shape == (shape[0], 2)
+    assert shape[1] == 0 or rstd.eq(100).all()
+    dx, *sums = operators.group_norm_backward(x, x, mean, rstd, 2, None, None, None, None, "linear")
+    assert not dx.any() and all(not s.any() or x.numel() for s in sums)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+def test_factors(layout, dtype):
+    for shape, num_groups in (((2, 12, 4, 8), 3), ((1, 6, 65, 67), 2)):
+        x = LAYOUTS[layout]((torch.randn(shape) * 3 + 1).to(dtype))
+        given = factors(x)
+        weight, bias, scale, shift = given
+        found = simulator.load("group_norm").group_norm_factors(x, num_groups, weight, bias, 1e-5, scale, shift)
+        expected = factors_reference(x.double(), num_groups, *(t.double() for t in given))
+        for ours, exact in zip(found, expected, strict=True):
+            assert ours.dtype == torch.promote_types(dtype, torch.float32)
+            assert relative_error(ours, exact) < (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@channels_last
+@pytest.mark.parametrize("side", [16, 96])
+def test_orders_of_warps_agree_to_the_bit(side, layout, monkeypatch):
+    x = LAYOUTS[layout](torch.randn(2, 24, side, 16)).requires_grad_()
+    given = [t.requires_grad_() for t in factors(x)]
+    results = []
+    for order in ("forward", "reverse", "random"):
+        monkeypatch.setenv("SIM_ORDER", order)
+        y = Simulated.apply(x, 2, *given, "silu")
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, *given))])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+def test_parts_too_many_to_merge_in_every_block():
+    """More than kPartsInFront of them: a launch of its own merges them."""
+    x = torch.randn(1, 300, 33, 31)
+    check_simulated(x, 1, *factors(x))
+
+
+@pytest.mark.parametrize("error, message, change", ERRORS, ids=[m[:24] for _, m, _ in ERRORS])
+def test_errors(error, message, change):
+    a = {"x": x, "num_groups": 3, "weight": None, "bias": None, "eps": 1e-5, "scale": None, "shift": None}
+    a |= {"activation": "linear"} | change
+    positional = [a[n] for n in ("x", "num_groups", "weight", "bias", "eps", "scale", "shift", "activation")]
+    for operator in (simulator.load("group_norm").group_norm, torch.ops.imagegen.group_norm_triton):
+        with pytest.raises((RuntimeError, ValueError, TypeError), match=re.escape(f"group_norm: {message}")):
+            operator(*positional)
+
+
+def test_backward_of_triton_checks_its_arguments():
+    statistics = torch.ones(2, 3)
+    rest = (3, C, C, None, None, "linear")
+    for arguments, message in (
+        ((x[:1], x, statistics, statistics), "grad must have x's shape (2, 6, 4, 4), got (1, 6, 4, 4)"),
+        ((x.half(), x, statistics, statistics), "grad must have x's dtype torch.float32, got torch.float16"),
+        ((x, x, statistics[:1], statistics), "mean must be contiguous of shape (2, 3) and dtype torch.float32"),
+        ((x, x, statistics, statistics.double()), "rstd must be contiguous of shape (2, 3) and dtype torch.float32"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=re.escape(f"group_norm: {message}")):
+            torch.ops.imagegen.group_norm_backward_triton(*arguments, *rest)
+
+
+CUDA = simulator.ROOT / "csrc/ops/cuda"
+
+
+# Registers above which fewer than 16 warps fit a multiprocessor, and no longer enough loads are under way.
+MOST_REGISTERS = 128
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not there")
+@pytest.mark.parametrize("architecture", ["80", "86", "89", "90a", "100", "120"])
+@pytest.mark.parametrize("stem", ["group_norm", "group_norm_planar", "group_norm_innermost"])
+def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
+    source = CUDA / f"{stem}_kernel.cu"
+    target = [f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "kernel.cubin"]
+    command = ["nvcc", "-std=c++20", f"-I{simulator.ROOT / 'csrc'}", *target, source]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert len(stacks) >= 18 and set(stacks) == {("0", "0", "0")}
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", said)) <= MOST_REGISTERS
+
+
+def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
+    """How the host side launches this kernel for 128 channels of 256 x 256 pixels, in 32 groups."""
+    from imagegen.ops.triton import group_norm_kernel as host
+
+    stride = ("x_b", "x_p") if not planar else ("x_b", "x_c")
+    one = "p" if planar else "c"
+    names = getattr(host, kernel).arg_names
+    tensors = {"grad": dtype, "x": dtype, "y": dtype, "dx": dtype}
+    tensors |= dict.fromkeys(("weight", "bias"), dtype)
+    tensors |= dict.fromkeys(
+        ("mean", "rstd", "lost", "level", "slope", "part_mean", "part_m2", "part_dz", "part_dz_d", "sum_dz",
+         "sum_dz_xhat"), "fp32",
+    )  # fmt: skip
+    signature = {name: f"*{type}" for name, type in tensors.items() if name in names}
+    constants = dict.fromkeys(("gain", "offset", "scale", "shift", "sizes", "strides", "g_sizes", "g_strides"))
+    constants |= (
+        {f"{t}_{one}": 1 for t in "xgy"} | {"w_c": 1, "b_c": 1} | dict.fromkeys(("s_c", "t_c", "s_b", "t_b"), 0)
+    )
+    whole = {"BC": 4, "BP": 1024} if kernel == "group_norm_whole_kernel" else None
+    x = torch.empty(1, 128, 256, 256, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
+    x = x if planar else x.contiguous(memory_format=torch.channels_last)
+    tile = host._tiles(x, x if "gradient" in kernel else None)[0][2]
+    constants |= {"ACT": activation, "BLOCK": host.PARTS, "BD": 4, "BS": 64} | (whole or tile)
+    constants = {name: value for name, value in constants.items() if name in names}
+    scalars = {"eps": "fp64"} | dict.fromkeys(set(names) - signature.keys() - constants.keys() - {"eps"}, "i32")
+    signature |= {name: type for name, type in scalars.items() if name in names}
+    wide = [
+        n
+        for n in names
+        if n in tensors or n in (*stride, "g_b", "y_b", "pixels", "piece", "C") or n[2:] == stride[1][2:]
+    ]
+    return {
+        "signature": signature,
+        "constants": constants,
+        "divisible": [name for name in wide if name in signature],
+        "options": {"num_warps": 4},
+    }
+
+
+KERNELS = {  # kernel -> most registers
+    "group_norm_whole_kernel": 128,
+    "group_norm_statistics_kernel": 128,
+    "group_norm_finish_kernel": 64,
+    "group_norm_apply_kernel": 128,
+    "group_norm_gradient_sums_kernel": 128,
+    "group_norm_sums_kernel": 64,
+    "group_norm_gradient_kernel": 128,
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_triton_kernels_compile_ahead_of_time(kernel):
+    pytest.importorskip("triton", reason="triton is not installed")
+    variants = [triton_variant(kernel, "bf16"), triton_variant(kernel, "fp32", planar=False)]
+    for variant in variants:
+        variant["architectures"] = [90]
+    builds = compile_kernel("imagegen.ops.triton.group_norm_kernel", kernel, variants)
+    for variant, build in [(v, b) for v, of in zip(variants, builds, strict=True) for b in of]:
+        print(kernel, variant["constants"], build)
+        assert build["stack"] == build["local"] == build["spills"] == 0, "spills"
+        assert build["registers"] <= KERNELS[kernel]
+        # A group of four channels has no 16 bytes of neighbours where channels are innermost.
+        if "BP" in variant["constants"] and not (kernel == "group_norm_whole_kernel" and variant is variants[1]):
+            assert any("v4" in load for load in build["loads"]), "16-byte loads"
