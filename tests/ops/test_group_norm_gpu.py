@@ -1,6 +1,7 @@
-"""What can be said of group_norm's GPU kernels without a GPU: values, races and bounds in the simulator; registers and
+"""What can be said of group_norm's GPU kernels without a GPU: values and bounds in the simulator; registers and
 spills of what the compilers make. test_group_norm.py runs them on a GPU where there is one."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -208,6 +209,15 @@ def test_backward_of_triton_checks_its_arguments():
 
 
 CUDA = simulator.ROOT / "csrc/ops/cuda"
+
+
+def test_address_sanitizer_finds_nothing():
+    sources = [simulator.HERE / "group_norm_main.cpp", *sorted(CUDA.glob("group_norm*_kernel.cu"))]
+    program = simulator.build_program(sources, "address")
+    for dtype, innermost in itertools.product(("bf16", "f32"), ("planar", "innermost")):
+        printed, said = simulator.run_program(program, dtype, innermost, order="random")
+        assert printed == "ran\n"
+        assert simulator.found_nothing(said), said
 
 
 # Registers above which fewer than 16 warps fit a multiprocessor, and no longer enough loads are under way.
