@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/conv_algorithm.h"
 #include "common/cpu_capability.h"
 #include "common/weight_cache.h"
 
@@ -27,6 +28,20 @@ void set_cpu_capability_by_name(const std::string& name) {
   throw pybind11::value_error("cpu capability must be one this machine has, got '" + name + "'");
 }
 
+// By what algorithm an op convolves one image of cin channels to (cout, out_h, out_w).
+std::string conv_algorithm(const std::string& op, int kernel, const std::string& dtype, int64_t cin, int64_t cout,
+                           int64_t out_h, int64_t out_w) {
+  constexpr const char* dtypes[] = {"float32", "float64", "bfloat16", "float16"};
+  for (int i = 0; i < 4; ++i) {
+    const ConvShape shape{static_cast<Dtype>(i), cin, cout, out_h, out_w};
+    if (dtype != dtypes[i]) continue;
+    if (op == "conv2d") return conv2d_algorithm_name(shape);
+    if (op == "conv_transpose2d") return conv_transpose2d_algorithm_name(kernel, shape);
+    if (op == "upsample_conv2d") return upsample_conv2d_algorithm_name(shape);
+  }
+  throw pybind11::value_error("no convolution '" + op + "' in '" + dtype + "'");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -37,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &cpu_capabilities,
         "Instruction sets of this machine that kernels were built for, best last.");
   m.def("cpu_capability", [] { return kCpuCapabilityNames[static_cast<int>(cpu_capability())]; });
+  m.def("conv_algorithm", &conv_algorithm);
   m.def("weight_cache_bytes", &weight_cache_bytes);
   m.def("weight_cache_misses", &weight_cache_misses);
   m.def("weight_cache_limit", &weight_cache_limit);

@@ -28,6 +28,32 @@ def _lines(verbose):
         yield f"{op}:"
         for backend in _backend.NAMES:
             yield f"  {backend:7}{_state(op, backend)}"
+            if verbose and backend == "cpu" and not _library.load_error:
+                yield from _algorithms(op)
+
+
+def _algorithms(op):
+    """How a convolution is computed on this machine's CPU, by shape and dtype: the answer of what chooses for it."""
+    for kernel, cin, cout, size in _CONVOLUTIONS.get(op, ()):
+        names = {dtype: _algorithm(op, kernel, dtype, cin, cout, size) for dtype in ("float32", "bfloat16")}
+        which = f"{kernel}x{kernel}, {cin} -> {cout} channels, output {size}x{size}"
+        chosen = dict.fromkeys(names.values())
+        how = (
+            next(iter(chosen)) if len(chosen) == 1 else ", ".join(f"{name} in {dtype}" for dtype, name in names.items())
+        )
+        yield f"         {which}: {how}"
+
+
+def _algorithm(op, kernel, dtype, cin, cout, size):
+    return _library._C.conv_algorithm(op, kernel, dtype, cin, cout, size, size).removeprefix(f"{op} ")
+
+
+# (kernel, input channels, output channels, output height and width), so that every algorithm appears.
+_CONVOLUTIONS = {
+    "conv2d": [(3, 512, 512, 64), (3, 512, 512, 8), (3, 128, 3, 512)],
+    "conv_transpose2d": [(4, 128, 64, 64), (4, 512, 256, 8), (4, 64, 3, 64), (3, 128, 64, 64), (3, 512, 256, 8)],
+    "upsample_conv2d": [(3, 512, 512, 128), (3, 64, 3, 64)],
+}
 
 
 def _state(op, backend):

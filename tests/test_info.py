@@ -32,6 +32,36 @@ def test_it_says_what_was_built(capsys):
     assert f"CUDA kernels: {_library._C.cuda_architectures() or 'none'}" in text
 
 
+@pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+def test_verbose_names_the_algorithm_of_each_convolution(capsys):
+    here = _library._C.cpu_capability()
+    try:
+        _library._C.set_cpu_capability("baseline")
+        printed = [line.strip() for line in lines(capsys, verbose=True)]
+        assert "3x3, 512 -> 512 channels, output 64x64: F(4,3)" in printed
+        assert "3x3, 512 -> 512 channels, output 8x8: F(2,3)" in printed
+        assert "3x3, 128 -> 3 channels, output 512x512: direct" in printed
+        assert "4x4, 128 -> 64 channels, output 64x64: F(4,2)" in printed
+        assert "3x3, 512 -> 512 channels, output 128x128: 25 products" in printed
+        if "avx512_bf16" in _library._C.cpu_capabilities():
+            _library._C.set_cpu_capability("avx512_bf16")
+            printed = [line.strip() for line in lines(capsys, verbose=True)]
+            assert "3x3, 512 -> 512 channels, output 64x64: F(4,3) in float32, F(2,3) in bfloat16" in printed
+    finally:
+        _library._C.set_cpu_capability(here)
+    assert not any("F(4,3)" in line for line in lines(capsys))
+
+
+@pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+@pytest.mark.parametrize("size, algorithm", [(64, "conv2d F(4,3)"), (8, "conv2d F(2,3)")])
+def test_the_algorithm_named_is_the_one_that_runs(size, algorithm):
+    assert _library._C.conv_algorithm("conv2d", 3, "float32", 32, 32, size, size) == algorithm
+    kept = {"conv2d F(4,3)": 36, "conv2d F(2,3)": 16}[algorithm] * 32 * 32 * 4
+    imagegen.weight_cache.clear()
+    imagegen.ops.conv2d(torch.randn(1, 32, size, size), torch.randn(32, 32, 3, 3))
+    assert imagegen.weight_cache.size() == kept
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_cuda_without_a_gpu_says_so(capsys):
     cuda = [line for line in lines(capsys) if line.startswith("  cuda ")]

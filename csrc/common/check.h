@@ -85,6 +85,24 @@ inline void check_shape(const char* op, const char* argument, const Tensor& t, c
                  shape_string(x), ", got ", shape_string(t));
 }
 
+// What every convolution with a 3x3 kernel asks; returns the number of output channels.
+inline int64_t check_conv3x3(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_dtype(op, "x", x);
+  IMAGEGEN_CHECK(x.dim() == 4, op, ": x must have shape (B, C, H, W), got ", shape_string(x));
+  check_same_device(op, "weight", weight, x);
+  check_same_dtype(op, "weight", weight, x);
+  IMAGEGEN_CHECK(weight.dim() == 4, op, ": weight must have shape (Cout, C, 3, 3), got ", shape_string(weight));
+  const int64_t cout = weight.size(0);
+  check_shape(op, "weight", weight, {cout, x.size(1), 3, 3}, x);
+  if (bias) {
+    check_same_device(op, "bias", *bias, x);
+    check_same_dtype(op, "bias", *bias, x);
+    IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == cout, op, ": bias must have shape (", cout,
+                   ",) to match weight ", shape_string(weight), ", got ", shape_string(*bias));
+  }
+  return cout;
+}
+
 inline Activation check_activation(const char* op, const char* argument, const std::string& name) {
   constexpr const char* names[] = {"linear", "relu", "lrelu", "silu", "gelu", "tanh", "sigmoid"};
   for (int i = 0; i < 7; ++i)

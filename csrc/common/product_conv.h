@@ -10,30 +10,9 @@
 #pragma once
 #include <cstdint>
 
-#include "activation.h"
-#include "scalar.h"
+#include "product_conv_output.h"
 
 namespace imagegen {
-
-// y = act((conv(x_act(x * x_scale + x_shift)) + bias) * scale + shift + residual); what the convolution is, the
-// algorithm says.
-struct ProductConvParams {
-  const void* x;
-  int64_t x_stride[4];  // (B, C, H, W), any
-  const void* x_scale;  // (B, C), contiguous, in the compute type, or null; then x_shift is null too
-  const void* x_shift;
-  Activation x_activation;
-  const void* u;      // weights as pack_weight leaves them
-  const void* bias;   // [cout] or null
-  const void* scale;  // [cout], in the compute type, or null
-  const void* shift;
-  const void* residual;  // like y, or null
-  void* y;               // (B, cout, out_h, out_w), contiguous or channels_last
-  bool y_channels_last;
-  Dtype dtype;
-  Activation activation;
-  int64_t batch, cin, cout, in_h, in_w, out_h, out_w;
-};
 
 // w (cout, cin, k, k) of any strides -> [panel of 2 vectors of cout][weight][step of cin][2 vectors]
 struct PackWeightParams {
@@ -48,42 +27,37 @@ struct PackWeightParams {
 
 #ifdef IMAGEGEN_CAPABILITY
 #include "parallel.h"
-#include "tile_transform.h"
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-template <class T>
-INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
-  if (activation == Activation::linear) return;
-  dispatch_activation(activation, [&]<Activation A>() {
-    for (int i = 0; i < n; ++i) y[i] = activate<A, T>(y[i]);
-  });
+INLINE bool multiplies_bf16(const ConvShape& s) {
+  bool bf16_dots = false;
+  dispatch_dtype(s.dtype, [&]<class S>() { dispatch_dot<S>(s.cin, [&]<class E>() { bf16_dots = E::kPair == 2; }); });
+  return bf16_dots;
 }
 
-INLINE ImageView image_view(const ProductConvParams& p) {
-  return {p.x,       {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]},
-          p.cin,     p.in_h,
-          p.in_w,    p.x_scale,
-          p.x_shift, p.x_activation};
+// Multiplications that a pair of channels takes. Reading a weight from memory costs as much as multiplying by it for
+// eight tiles, which counts where there are few.
+template <class Alg>
+int64_t cost(const ConvShape& s) {
+  constexpr int64_t kReading = 8;
+  const int64_t tiles = ceil_div(s.out_h, Alg::kOut) * ceil_div(s.out_w, Alg::kOut);
+  return Alg::kProducts * Alg::kProducts * (tiles + kReading);
 }
 
-// What is done to L channels of the sums, y = sums * scale + shift.
-template <class T>
-struct ChannelMap {
-  Vec<T> scale = broadcast(T(1)), shift{};
-};
+// Large tiles, or small ones where they waste less of a small image, and for bf16 dot products: rounded to bf16, the
+// data of F(4,3) would err six times as much as that of F(2,3).
+template <class Small, class Large>
+ConvAlgorithm choose_tiles(const ConvShape& s) {
+  return multiplies_bf16(s) || cost<Small>(s) <= cost<Large>(s) ? ConvAlgorithm::small_tiles
+                                                                : ConvAlgorithm::large_tiles;
+}
 
-template <class S, class T = Compute<S>>
-INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t channels) {
-  ChannelMap<T> map;
-  if (p.bias) map.shift = load(static_cast<const S*>(p.bias) + c, channels);
-  if (p.scale) {
-    map.scale = load(static_cast<const T*>(p.scale) + c, channels);
-    map.shift *= map.scale;
-  }
-  if (p.shift) map.shift += load(static_cast<const T*>(p.shift) + c, channels);
-  return map;
+template <class Alg, class E>
+int64_t packed_elements(int64_t cin, int64_t cout) {
+  constexpr int kPanel = kPanelVectors * kLanes<typename E::T>;
+  return ceil_div(cout, kPanel) * kPanel * Alg::kWeights * Alg::kWeights * ceil_div(cin, E::kPair);
 }
 
 template <class Alg, class E, class S>
@@ -100,6 +74,7 @@ class ProductConv {
   const ProductConvParams& p;
   const TileGrid grid;
   const ImageView image;
+  const OutputTiles<kOut, S> output;
   const int64_t tiles, steps, panels;
 
  public:
@@ -107,19 +82,16 @@ class ProductConv {
       : p(p),
         grid{ceil_div(p.out_h, kOut), ceil_div(p.out_w, kOut)},
         image(image_view(p)),
+        output{p},
         tiles(p.batch * grid.rows * grid.cols),
         steps(ceil_div(p.cin, E::kPair)),
         panels(ceil_div(p.cout, kPanel)) {}
-
-  static int64_t packed_elements(int64_t cin, int64_t cout) {
-    return ceil_div(cout, kPanel) * kPanel * kWeights * kWeights * ceil_div(cin, E::kPair);
-  }
 
   // Threads share the tiles, or the output channels where the weights are the larger part to read: each thread then
   // transforms every tile, but keeps to its own weights and uses them for more tiles at a time.
   void run() const {
     const int64_t threads = num_threads();
-    const bool few_tiles = panels >= threads && packed_elements(p.cin, p.cout) > tiles * kData * kData * steps;
+    const bool few_tiles = panels >= threads && packed_elements<Alg, E>(p.cin, p.cout) > tiles * kData * kData * steps;
     const int64_t shares = few_tiles ? threads : 1;
     // Of tiles to share, four pieces or more for every thread: some are quicker than others.
     const int64_t most = few_tiles      ? 2 * kTiles
@@ -196,7 +168,7 @@ class ProductConv {
   // The groups together fetch the next weight while they use this one, if the weights do not fit in cache anyway.
   int prefetch_lines(int64_t groups) const {
     constexpr int64_t kCache = 512 << 10;
-    if (packed_elements(p.cin, p.cout) * int64_t{sizeof(T)} < kCache) return 0;
+    if (packed_elements<Alg, E>(p.cin, p.cout) * int64_t{sizeof(T)} < kCache) return 0;
     return ceil_div(kPanel * L * sizeof(T) / 64, groups);
   }
 
@@ -213,13 +185,14 @@ class ProductConv {
         Vec<T> y[kOut * kOut];
         combine_tile(s.products + t * kPanel + v * L, s.product_stride, map[v], y);
         if (p.y_channels_last)
-          store_pixels(at, c0 + v * L, channels - v * L, y);
+          output.store_pixels(at, c0 + v * L, channels - v * L, y);
         else
           for (int i = 0; i < kOut; ++i)
             for (int j = 0; j < kOut; ++j)
               store(s.outputs + ((i * length + t - run) * kOut + j) * kPanel + v * L, y[i * kOut + j]);
       }
-      if (!p.y_channels_last && t + 1 == run + length) store_rows(s, grid.tile(first + run), length, c0, channels);
+      if (!p.y_channels_last && t + 1 == run + length)
+        output.store_rows(s.outputs, grid.tile(first + run), length, c0, channels);
     }
   }
 
@@ -233,48 +206,6 @@ class ProductConv {
     }
     UNROLL(4) for (int i = 0; i < kOut; ++i) multiply_table<T, Alg::kA>(columns[i], y + i * kOut);
     UNROLL(16) for (int i = 0; i < kOut * kOut; ++i) y[i] = y[i] * map.scale + map.shift;
-  }
-
-  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, Vec<T>* y) const {
-    const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
-    const int64_t first = ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
-    const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
-    const auto pixel = [&](int i, int j) { return first + (i * p.out_w + j) * p.cout; };
-    if (p.residual) {
-      const S* residual = static_cast<const S*>(p.residual);
-      for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < cols; ++j) y[i * kOut + j] += load(residual + pixel(i, j), channels);
-    }
-    activate_all<T>(p.activation, y, kOut * kOut);
-    S* out = static_cast<S*>(p.y);
-    if (rows == kOut && cols == kOut && channels >= L) {
-      UNROLL(4)
-      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
-      return;
-    }
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
-  }
-
-  // A run of tiles in one row of tiles, turned into rows of pixels.
-  void store_rows(const Scratch& s, const TileGrid::Tile& at, int64_t length, int64_t c0, int64_t channels) const {
-    const int64_t h0 = at.row * kOut, w0 = at.col * kOut, width = min(length * kOut, p.out_w - w0);
-    for (int64_t i = 0; i < kOut && h0 + i < p.out_h; ++i)
-      for (int64_t v = 0; v * L < channels; ++v)
-        for (int64_t w = 0; w < width; w += L) {
-          Vec<T> r[L];
-          for (int k = 0; k < L; ++k)
-            r[k] = w + k < width ? load(s.outputs + (i * length * kOut + w + k) * kPanel + v * L) : Vec<T>{};
-          transpose<T>(r);
-          const int n = min<int64_t>(L, channels - v * L);
-          const auto line = [&](int k) {
-            return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
-          };
-          for (int k = 0; p.residual && k < n; ++k)
-            r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
-          activate_all<T>(p.activation, r, n);
-          for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
-        }
   }
 };
 
@@ -340,7 +271,7 @@ int64_t product_conv_pack(const PackWeightParams& p) {
   dispatch_dtype(p.dtype, [&]<class S>() {
     dispatch_dot<S>(p.cin, [&]<class E>() {
       if (p.u) pack_weight<Alg, E, S>(p);
-      bytes = ProductConv<Alg, E, S>::packed_elements(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
+      bytes = packed_elements<Alg, E>(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
     });
   });
   return bytes;

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "common/check.h"
-#include "ops/conv2d_algorithm.h"
 
 namespace imagegen {
 
@@ -12,19 +11,7 @@ inline void check_conv2d(const Tensor& x, const Tensor& weight, const std::optio
                          const std::optional<Tensor>& residual, const std::optional<Tensor>& scale,
                          const std::optional<Tensor>& shift) {
   constexpr const char* op = "conv2d";
-  check_dtype(op, "x", x);
-  IMAGEGEN_CHECK(x.dim() == 4, op, ": x must have shape (B, C, H, W), got ", shape_string(x));
-  check_same_device(op, "weight", weight, x);
-  check_same_dtype(op, "weight", weight, x);
-  IMAGEGEN_CHECK(weight.dim() == 4, op, ": weight must have shape (Cout, C, 3, 3), got ", shape_string(weight));
-  const int64_t cout = weight.size(0);
-  check_shape(op, "weight", weight, {cout, x.size(1), 3, 3}, x);
-  if (bias) {
-    check_same_device(op, "bias", *bias, x);
-    check_same_dtype(op, "bias", *bias, x);
-    IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == cout, op, ": bias must have shape (", cout,
-                   ",) to match weight ", shape_string(weight), ", got ", shape_string(*bias));
-  }
+  const int64_t cout = check_conv3x3(op, x, weight, bias);
   if (residual) {
     check_same_device(op, "residual", *residual, x);
     check_same_dtype(op, "residual", *residual, x);

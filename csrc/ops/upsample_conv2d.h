@@ -15,21 +15,8 @@ struct UpsampleConv2dShape {
 
 inline UpsampleConv2dShape check_upsample_conv2d(const Tensor& x, const Tensor& weight,
                                                  const std::optional<Tensor>& bias) {
-  constexpr const char* op = "upsample_conv2d";
-  check_dtype(op, "x", x);
-  IMAGEGEN_CHECK(x.dim() == 4, op, ": x must have shape (B, C, H, W), got ", shape_string(x));
-  check_same_device(op, "weight", weight, x);
-  check_same_dtype(op, "weight", weight, x);
-  IMAGEGEN_CHECK(weight.dim() == 4, op, ": weight must have shape (Cout, C, 3, 3), got ", shape_string(weight));
-  const UpsampleConv2dShape s{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0)};
-  check_shape(op, "weight", weight, {s.cout, s.cin, 3, 3}, x);
-  if (bias) {
-    check_same_device(op, "bias", *bias, x);
-    check_same_dtype(op, "bias", *bias, x);
-    IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == s.cout, op, ": bias must have shape (", s.cout,
-                   ",) to match weight ", shape_string(weight), ", got ", shape_string(*bias));
-  }
-  return s;
+  const int64_t cout = check_conv3x3("upsample_conv2d", x, weight, bias);
+  return {x.size(0), x.size(1), x.size(2), x.size(3), cout};
 }
 
 // grad of shape (B, Cout, 2H, 2W) against weight, for the gradient of x.

@@ -25,6 +25,7 @@ SHAPES = [
     (2, 65, 5, 3, 2),
     (1, 130, 64, 15, 17),
     (5, 40, 40, 2, 2),
+    (2, 7, 37, 9, 107),
 ]
 
 
@@ -73,7 +74,7 @@ def test_gradients_of_all(capability):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6), (2, 5, 34, 9, 9)], ids=str)
 def test_layouts(layout, shape, capability):
     x, w, b, r, s, t = make(shape, layout=layout)
     y = check(ours(), plain(), x, w, b, fp32=WINOGRAD)
@@ -111,9 +112,10 @@ def test_factors_in_half_precision():
     assert torch.equal(y, ops.conv2d(x, w, b, scale=s.bfloat16().float(), shift=t.bfloat16().float()))
 
 
-def test_zero_padding_is_not_mapped():
+@pytest.mark.parametrize("cin", [5, 17])
+def test_zero_padding_is_not_mapped(cin):
     # Every activation of 0 * scale + 7 is far from 0: were the border mapped like the image, the corners would show it.
-    x, w, b, _, s, t = make((1, 17, 20, 6, 6))
+    x, w, b, _, s, t = make((1, cin, 20, 6, 6))
     for layout in "contiguous", "channels_last":
         tensors = LAYOUTS[layout](x), w, b, None, s, t * 0 + 7
         check(ours("sigmoid"), plain("sigmoid"), *tensors, fp32=WINOGRAD, gradients=False)

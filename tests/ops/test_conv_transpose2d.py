@@ -249,8 +249,9 @@ def test_bit_identical_for_any_number_of_threads(kernel, cout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_image_of_a_batch_is_the_image_alone():
-    x, w, *channels = make((3, 20, 18, 9, 7))
+@pytest.mark.parametrize("size", [(9, 7), (6, 3), (4, 2), (2, 2)], ids=str)
+def test_image_of_a_batch_is_the_image_alone(size):
+    x, w, *channels = make((40, 20, 18, *size))  # among the sizes those where 40 images would suit the other algorithm
     y = ours()(x, w, *channels)
     for i in range(3):
         alone = ours()(x[i : i + 1], w, *channels)

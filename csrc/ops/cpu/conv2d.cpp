@@ -10,9 +10,9 @@
 
 namespace imagegen {
 
-IMAGEGEN_DECLARE_KERNEL(Conv2dAlgorithm conv2d_algorithm_kernel(const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(void conv2d_kernel(Conv2dAlgorithm, const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(int64_t conv2d_pack_kernel(Conv2dAlgorithm, const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(ConvAlgorithm conv2d_algorithm_kernel(const ConvShape&))
+IMAGEGEN_DECLARE_KERNEL(void conv2d_kernel(ConvAlgorithm, const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv2d_pack_kernel(ConvAlgorithm, const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv2d_few_kernel(const ProductConvParams&, const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv2d_backward_weight_kernel(const ProductConvWeightParams&))
 
@@ -27,15 +27,23 @@ PackWeightParams turned_around(PackWeightParams p) {
   return p;
 }
 
+ConvAlgorithm choose(const ConvShape& shape) {
+  return IMAGEGEN_PICK_KERNEL(conv2d_algorithm_kernel, shape.dtype)(shape);
+}
+
+const char* name_of(ConvAlgorithm algorithm) {
+  constexpr const char* names[] = {"conv2d direct", "conv2d F(2,3)", "conv2d F(4,3)"};
+  return names[static_cast<int>(algorithm)];
+}
+
 template <class View>
 void run(ProductConvParams& p, const Tensor& weight, const View& view) {
-  const Conv2dAlgorithm algorithm = IMAGEGEN_PICK_KERNEL(conv2d_algorithm_kernel, p.dtype)(p);
-  if (algorithm == Conv2dAlgorithm::direct) {
+  const ConvAlgorithm algorithm = choose(p.shape());
+  if (algorithm == ConvAlgorithm::direct) {
     IMAGEGEN_PICK_KERNEL(conv2d_few_kernel, p.dtype)(p, view(pack_weight_params(weight, p.dtype)));
     return;
   }
-  const char* name = algorithm == Conv2dAlgorithm::winograd_f4 ? "conv2d F(4,3)" : "conv2d F(2,3)";
-  const auto u = packed_weight(name, weight, p.dtype, view, [&](const PackWeightParams& w) {
+  const auto u = packed_weight(name_of(algorithm), weight, p.dtype, view, [&](const PackWeightParams& w) {
     return IMAGEGEN_PICK_KERNEL(conv2d_pack_kernel, p.dtype)(algorithm, w);
   });
   p.u = u->data;
@@ -89,6 +97,10 @@ Tensor conv2d_backward_weight_cpu(const Tensor& grad, const Tensor& x) {
 }
 
 }  // namespace
+
+const char* conv2d_algorithm_name(const ConvShape& shape) {
+  return name_of(choose(shape));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));

@@ -6,27 +6,39 @@
 #include "common/few_channels.h"
 #include "common/product_conv_host.h"
 #include "common/product_conv_weight.h"
-#include "ops/conv_transpose2d_algorithm.h"
 
 namespace imagegen {
 
-IMAGEGEN_DECLARE_KERNEL(ConvTranspose2dAlgorithm conv_transpose2d_algorithm_kernel(int64_t kernel,
-                                                                                   const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
-                                                     const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
-                                                             const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(ConvAlgorithm conv_transpose2d_algorithm_kernel(int64_t kernel, const ConvShape&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_kernel(int64_t kernel, ConvAlgorithm, const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_pack_kernel(int64_t kernel, ConvAlgorithm, const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_few_kernel(int64_t kernel, const ProductConvParams&,
                                                          const PackWeightParams&))
-IMAGEGEN_DECLARE_KERNEL(
-    ConvTranspose2dAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel, const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+IMAGEGEN_DECLARE_KERNEL(ConvAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel,
+                                                                                       const ConvShape&))
+IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvAlgorithm,
                                                                     const ProductConvParams&))
-IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm,
+IMAGEGEN_DECLARE_KERNEL(int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvAlgorithm,
                                                                             const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void conv_transpose2d_backward_weight_kernel(int64_t kernel, const ProductConvWeightParams&))
 
 namespace {
+
+// Generators make images by the batch, and read each weight once for all of them. So the choice is made for sixteen
+// images, one below the other, however many there are.
+ConvShape of_sixteen(ConvShape shape) {
+  shape.out_h *= 16;
+  return shape;
+}
+
+ConvAlgorithm choose(int64_t kernel, const ConvShape& shape) {
+  return IMAGEGEN_PICK_KERNEL(conv_transpose2d_algorithm_kernel, shape.dtype)(kernel, of_sixteen(shape));
+}
+
+const char* name_of(ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::direct) return "conv_transpose2d direct";
+  return algorithm == ConvAlgorithm::large_tiles ? "conv_transpose2d F(4,2)" : "conv_transpose2d F(2,2)";
+}
 
 Tensor conv_transpose2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
                             std::vector<int64_t> output_padding, const std::optional<Tensor>& scale_in,
@@ -42,15 +54,14 @@ Tensor conv_transpose2d_cpu(const Tensor& x, const Tensor& weight, const std::op
   const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
   p.bias = data_of(bias), p.scale = data_of(scale), p.shift = data_of(shift);
   p.activation = act;
-  const auto algorithm = IMAGEGEN_PICK_KERNEL(conv_transpose2d_algorithm_kernel, dtype)(size.kernel, p);
+  const ConvAlgorithm algorithm = choose(size.kernel, p.shape());
   // The op's weight is (C, Cout, k, k), the engine's (cout, cin, k, k).
-  if (algorithm == ConvTranspose2dAlgorithm::direct) {
+  if (algorithm == ConvAlgorithm::direct) {
     IMAGEGEN_PICK_KERNEL(conv_transpose2d_few_kernel, dtype)
     (size.kernel, p, transposed(pack_weight_params(weight, dtype)));
     return y;
   }
-  const char* name = algorithm == ConvTranspose2dAlgorithm::f4 ? "conv_transpose2d F(4,2)" : "conv_transpose2d F(2,2)";
-  const auto u = packed_weight(name, weight, dtype, transposed, [&](const PackWeightParams& w) {
+  const auto u = packed_weight(name_of(algorithm), weight, dtype, transposed, [&](const PackWeightParams& w) {
     return IMAGEGEN_PICK_KERNEL(conv_transpose2d_pack_kernel, dtype)(size.kernel, algorithm, w);
   });
   p.u = u->data;
@@ -66,9 +77,10 @@ Tensor conv_transpose2d_backward_input_cpu(const Tensor& grad, const Tensor& wei
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(grad, dtype, y);
   const int64_t kernel = weight.size(2);
-  const auto algorithm = IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_algorithm_kernel, dtype)(kernel, p);
-  const char* name = algorithm == ConvTranspose2dAlgorithm::f4 ? "conv_transpose2d_backward_input F(4,2)"
-                                                               : "conv_transpose2d_backward_input F(2,2)";
+  const auto algorithm =
+      IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_algorithm_kernel, dtype)(kernel, of_sixteen(p.shape()));
+  const char* name = algorithm == ConvAlgorithm::large_tiles ? "conv_transpose2d_backward_input F(4,2)"
+                                                             : "conv_transpose2d_backward_input F(2,2)";
   const auto u = packed_weight(name, weight, dtype, as_it_is, [&](const PackWeightParams& w) {
     return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype)(kernel, algorithm, w);
   });
@@ -90,6 +102,10 @@ Tensor conv_transpose2d_backward_weight_cpu(const Tensor& grad, const Tensor& x,
 }
 
 }  // namespace
+
+const char* conv_transpose2d_algorithm_name(int64_t kernel, const ConvShape& shape) {
+  return name_of(choose(kernel, shape));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("conv_transpose2d", TORCH_BOX(&conv_transpose2d_cpu));

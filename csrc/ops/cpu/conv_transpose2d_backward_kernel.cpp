@@ -7,16 +7,15 @@ namespace imagegen::IMAGEGEN_CAPABILITY {
 using Transpose = ConvTranspose2dTables<ConvTranspose4TransposeF2, ConvTranspose4TransposeF4, ConvTranspose3TransposeF2,
                                         ConvTranspose3TransposeF4>;
 
-ConvTranspose2dAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel, const ProductConvParams& p) {
-  return Transpose::choose(kernel, p);
+ConvAlgorithm conv_transpose2d_backward_input_algorithm_kernel(int64_t kernel, const ConvShape& s) {
+  return Transpose::choose(kernel, s);
 }
 
-void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvTranspose2dAlgorithm algorithm,
-                                            const ProductConvParams& p) {
+void conv_transpose2d_backward_input_kernel(int64_t kernel, ConvAlgorithm algorithm, const ProductConvParams& p) {
   Transpose::with(kernel, algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
 }
 
-int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvTranspose2dAlgorithm algorithm,
+int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvAlgorithm algorithm,
                                                     const PackWeightParams& p) {
   return Transpose::with(kernel, algorithm, [&]<class Alg>() { return product_conv_pack<Alg>(p); });
 }

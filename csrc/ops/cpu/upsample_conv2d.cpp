@@ -19,6 +19,10 @@ IMAGEGEN_DECLARE_KERNEL(int64_t upsample_conv2d_backward_input_pack_kernel(const
 
 namespace {
 
+bool is_direct(const ConvShape& shape) {
+  return shape.cout <= kFewChannels;
+}
+
 Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
                            const std::string& activation) {
   const UpsampleConv2dShape s = check_upsample_conv2d(x, weight, bias_in);
@@ -30,7 +34,7 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opt
   const std::optional<Tensor> bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
   p.bias = bias ? bias->const_data_ptr() : nullptr;
   p.activation = act;
-  if (s.cout <= kFewChannels) {
+  if (is_direct(p.shape())) {
     IMAGEGEN_PICK_KERNEL(upsample_conv2d_few_kernel, dtype)(p, pack_weight_params(weight, dtype));
     return y;
   }
@@ -66,6 +70,10 @@ Tensor upsample_conv2d_backward_weight_cpu(const Tensor& grad, const Tensor& x) 
 }
 
 }  // namespace
+
+const char* upsample_conv2d_algorithm_name(const ConvShape& shape) {
+  return is_direct(shape) ? "upsample_conv2d direct" : "upsample_conv2d 25 products";
+}
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("upsample_conv2d", TORCH_BOX(&upsample_conv2d_cpu));

@@ -1,0 +1,127 @@
+// What is asked of a convolution, and the end of each: the sums mapped, the residual added, activated, stored.
+#pragma once
+#include <cstdint>
+
+#include "activation.h"
+#include "conv_algorithm.h"
+
+namespace imagegen {
+
+// y = act((conv(x_act(x * x_scale + x_shift)) + bias) * scale + shift + residual); what the convolution is, the
+// algorithm says.
+struct ProductConvParams {
+  const void* x;
+  int64_t x_stride[4];  // (B, C, H, W), any
+  const void* x_scale;  // (B, C), contiguous, in the compute type, or null; then x_shift is null too
+  const void* x_shift;
+  Activation x_activation;
+  const void* u;      // weights as pack_weight leaves them
+  const void* bias;   // [cout] or null
+  const void* scale;  // [cout], in the compute type, or null
+  const void* shift;
+  const void* residual;  // like y, or null
+  void* y;               // (B, cout, out_h, out_w), contiguous or channels_last
+  bool y_channels_last;
+  Dtype dtype;
+  Activation activation;
+  int64_t batch, cin, cout, in_h, in_w, out_h, out_w;
+
+  ConvShape shape() const { return {dtype, cin, cout, out_h, out_w}; }
+};
+
+}  // namespace imagegen
+
+#ifdef IMAGEGEN_CAPABILITY
+#include "tile_transform.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+template <class T>
+INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
+  if (activation == Activation::linear) return;
+  dispatch_activation(activation, [&]<Activation A>() {
+    for (int i = 0; i < n; ++i) y[i] = activate<A, T>(y[i]);
+  });
+}
+
+INLINE ImageView image_view(const ProductConvParams& p) {
+  return {p.x,       {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]},
+          p.cin,     p.in_h,
+          p.in_w,    p.x_scale,
+          p.x_shift, p.x_activation};
+}
+
+// What is done to L channels of the sums, y = sums * scale + shift.
+template <class T>
+struct ChannelMap {
+  Vec<T> scale = broadcast(T(1)), shift{};
+};
+
+template <class S, class T = Compute<S>>
+INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t channels) {
+  ChannelMap<T> map;
+  if (p.bias) map.shift = load(static_cast<const S*>(p.bias) + c, channels);
+  if (p.scale) {
+    map.scale = load(static_cast<const T*>(p.scale) + c, channels);
+    map.shift *= map.scale;
+  }
+  if (p.shift) map.shift += load(static_cast<const T*>(p.shift) + c, channels);
+  return map;
+}
+
+// Writes sums of products, mapped already, to blocks of kOut x kOut pixels: adds the residual, activates, stores.
+template <int kOut, class S>
+struct OutputTiles {
+  using T = Compute<S>;
+  static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
+
+  const ProductConvParams& p;
+
+  // L channels of one block, pixel by pixel.
+  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, Vec<T>* y) const {
+    const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
+    const int64_t first = ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
+    const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
+    const auto pixel = [&](int i, int j) { return first + (i * p.out_w + j) * p.cout; };
+    if (p.residual) {
+      const S* residual = static_cast<const S*>(p.residual);
+      for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < cols; ++j) y[i * kOut + j] += load(residual + pixel(i, j), channels);
+    }
+    activate_all<T>(p.activation, y, kOut * kOut);
+    S* out = static_cast<S*>(p.y);
+    if (rows == kOut && cols == kOut && channels >= L) {
+      UNROLL(4)
+      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
+      return;
+    }
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
+  }
+
+  // A run of tiles in one row of tiles, [kOut rows][column][kPanel], turned into rows of pixels.
+  void store_rows(const T* outputs, const TileGrid::Tile& at, int64_t length, int64_t c0, int64_t channels) const {
+    const int64_t h0 = at.row * kOut, w0 = at.col * kOut, width = min(length * kOut, p.out_w - w0);
+    for (int64_t i = 0; i < kOut && h0 + i < p.out_h; ++i)
+      for (int64_t v = 0; v * L < channels; ++v)
+        for (int64_t w = 0; w < width; w += L) {
+          Vec<T> r[L];
+          for (int k = 0; k < L; ++k)
+            r[k] = w + k < width ? load(outputs + (i * length * kOut + w + k) * kPanel + v * L) : Vec<T>{};
+          transpose<T>(r);
+          const int n = min<int64_t>(L, channels - v * L);
+          const auto line = [&](int k) {
+            return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
+          };
+          for (int k = 0; p.residual && k < n; ++k)
+            r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
+          activate_all<T>(p.activation, r, n);
+          for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
+        }
+  }
+};
+
+}  // namespace
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
+#endif
