@@ -31,10 +31,26 @@ struct PackWeightParams {
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-INLINE bool multiplies_bf16(const ConvShape& s) {
-  bool bf16_dots = false;
-  dispatch_dtype(s.dtype, [&]<class S>() { dispatch_dot<S>(s.cin, [&]<class E>() { bf16_dots = E::kPair == 2; }); });
-  return bf16_dots;
+// Whether algorithms with large tiles, whose tables say kLarge, are there for this product. They take long to compile,
+// and are not wanted of doubles, which are asked for their digits, nor of dots of bf16: so rounded the data of F(4,3)
+// would err six times as much as that of F(2,3). Who is in a hurry on x86 has AVX2.
+template <class E>
+constexpr bool kLargeTiles = std::is_same_v<E, FloatDot>
+#if defined(__x86_64__) && !defined(__AVX2__)
+                             && false
+#endif
+    ;
+
+template <class Alg, class E>
+constexpr bool is_built() {
+  if constexpr (requires { Alg::kLarge; }) return kLargeTiles<E>;
+  return true;
+}
+
+// Calls f.template operator()<S, E>() for stored elements S and their products E.
+template <class F>
+INLINE void dispatch_product(Dtype dtype, int64_t cin, const F& f) {
+  dispatch_dtype(dtype, [&]<class S>() { dispatch_dot<S>(cin, [&]<class E>() { f.template operator()<S, E>(); }); });
 }
 
 // Multiplications that a pair of channels takes. Reading a weight from memory costs as much as multiplying by it for
@@ -46,12 +62,14 @@ int64_t cost(const ConvShape& s) {
   return Alg::kProducts * Alg::kProducts * (tiles + kReading);
 }
 
-// Large tiles, or small ones where they waste less of a small image, and for bf16 dot products: rounded to bf16, the
-// data of F(4,3) would err six times as much as that of F(2,3).
+// Large tiles where they are there and waste little of the image.
 template <class Small, class Large>
 ConvAlgorithm choose_tiles(const ConvShape& s) {
-  return multiplies_bf16(s) || cost<Small>(s) <= cost<Large>(s) ? ConvAlgorithm::small_tiles
-                                                                : ConvAlgorithm::large_tiles;
+  bool large = false;
+  dispatch_product(s.dtype, s.cin, [&]<class S, class E>() {
+    if constexpr (is_built<Large, E>()) large = cost<Large>(s) < cost<Small>(s);
+  });
+  return large ? ConvAlgorithm::large_tiles : ConvAlgorithm::small_tiles;
 }
 
 template <class Alg, class E>
@@ -261,18 +279,19 @@ void pack_weight(const PackWeightParams& p) {
 // The convolution by an algorithm, and the bytes of its packed weight, which it makes where there is memory for it.
 template <class Alg>
 void product_conv(const ProductConvParams& p) {
-  dispatch_dtype(p.dtype,
-                 [&]<class S>() { dispatch_dot<S>(p.cin, [&]<class E>() { ProductConv<Alg, E, S>(p).run(); }); });
+  dispatch_product(p.dtype, p.cin, [&]<class S, class E>() {
+    if constexpr (is_built<Alg, E>()) ProductConv<Alg, E, S>(p).run();
+  });
 }
 
 template <class Alg>
 int64_t product_conv_pack(const PackWeightParams& p) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&]<class S>() {
-    dispatch_dot<S>(p.cin, [&]<class E>() {
+  dispatch_product(p.dtype, p.cin, [&]<class S, class E>() {
+    if constexpr (is_built<Alg, E>()) {
       if (p.u) pack_weight<Alg, E, S>(p);
       bytes = packed_elements<Alg, E>(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
-    });
+    }
   });
   return bytes;
 }

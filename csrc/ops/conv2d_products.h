@@ -8,6 +8,7 @@
 namespace imagegen {
 
 struct WinogradF4 {
+  static constexpr bool kLarge = true;
   static constexpr int kStep = 4, kOffset = -1, kIn = 6, kOut = 4, kData = 6, kWeights = 6, kProducts = 6;
   static constexpr double kB[kData][kIn] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
                                             {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};

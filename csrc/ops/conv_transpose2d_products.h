@@ -24,6 +24,7 @@ struct ConvTranspose4ForwardF2 {
 
 // Inputs x[i-1 .. i+4], outputs y[2i .. 2i+7]: the even ones, then the odd ones, in B, G and A alike.
 struct ConvTranspose4ForwardF4 {
+  static constexpr bool kLarge = true;
   static constexpr int kStep = 4, kOffset = -1, kIn = 6, kOut = 8, kData = 10, kWeights = 10, kProducts = 10;
   static constexpr double kB[kData][kIn] = {
       {4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0},
@@ -54,6 +55,7 @@ struct ConvTranspose4TransposeF2 {
 
 // Inputs g[2i-1 .. 2i+8], outputs gx[i .. i+3]: the even of g, then the odd.
 struct ConvTranspose4TransposeF4 {
+  static constexpr bool kLarge = true;
   static constexpr int kStep = 8, kOffset = -1, kIn = 10, kOut = 4, kData = 10, kWeights = 10, kProducts = 10;
   static constexpr double kB[kData][kIn] = {{0, 4, 0, 0, 0, -5, 0, 0, 0, 1},  {0, 0, 0, -4, 0, -4, 0, 1, 0, 1},
                                             {0, 0, 0, 4, 0, -4, 0, -1, 0, 1}, {0, 0, 0, -2, 0, -1, 0, 2, 0, 1},
@@ -97,6 +99,7 @@ struct ConvTranspose3ForwardF2 {
 
 // Inputs x[i .. i+4], outputs y[2i .. 2i+7]: the even ones take x as it is.
 struct ConvTranspose3ForwardF4 {
+  static constexpr bool kLarge = true;
   static constexpr int kStep = 4, kOffset = 0, kIn = 5, kOut = 8, kData = 9, kWeights = 6, kProducts = 9;
   static constexpr double kB[kData][kIn] = {{1, 0, 0, 0, 0},   {0, 1, 0, 0, 0},   {0, 0, 1, 0, 0},
                                             {0, 0, 0, 1, 0},   {4, 0, -5, 0, 1},  {0, -4, -4, 1, 1},
@@ -127,6 +130,7 @@ struct ConvTranspose3TransposeF2 {
 
 // Inputs g[2i-1 .. 2i+7], outputs gx[i .. i+3].
 struct ConvTranspose3TransposeF4 {
+  static constexpr bool kLarge = true;
   static constexpr int kStep = 8, kOffset = -1, kIn = 9, kOut = 4, kData = 9, kWeights = 6, kProducts = 9;
   static constexpr double kB[kData][kIn] = {
       {0, 1, 0, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 1, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 1, 0, 0, 0},
