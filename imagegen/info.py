@@ -20,6 +20,8 @@ def _lines(verbose):
         yield f"CPU kernels: {c.cpu_capability()} (this machine has {', '.join(c.cpu_capabilities())})"
         none = "none: nvcc was not found when this was built, or IMAGEGEN_CUDA was OFF"
         yield f"CUDA kernels: {c.cuda_architectures() or none}"
+        if c.cuda_architectures():
+            yield "where cuda and triton are both ready cuda is taken: no measurement on a GPU says otherwise yet"
         if verbose:
             yield f"compiler: {c.compiler()}, for torch {c.torch_target()} and later"
     if _backend.forced:

@@ -149,12 +149,13 @@ def norm_conv2d(norm, activation, conv, x, *, scale=None, shift=None, bias=None,
     """after(conv(activation(norm(x))) + residual), in two passes over x where nothing of it is differentiated.
 
     The first pass takes the statistics, the second normalises while the convolution reads. In training the normalised
-    x has to be kept anyway, and where it stays in the caches that saves nothing: then norm and convolution are two ops.
+    x has to be kept anyway, where it stays in the caches that saves nothing, and cuDNN cannot normalise what it reads:
+    then norm and convolution are two ops.
     `bias` stands in for the convolution's own.
     """
     bias = conv.bias if bias is None else bias
     options = {"activation": after, "residual": residual}
-    if x.nbytes <= _CACHED_BYTES or records(x, norm.weight, conv.weight, scale, residual):
+    if not x.is_cpu or x.nbytes <= _CACHED_BYTES or records(x, norm.weight, conv.weight, scale, residual):
         return ops.conv2d(group_norm(norm, activation, x, scale, shift), conv.weight, bias, **options)
     gain, offset = ops.group_norm_factors(
         x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, scale=scale, shift=shift

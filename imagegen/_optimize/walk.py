@@ -110,10 +110,12 @@ def _observed(module, fusion):
 
 
 def _missing_kernel(fusion):
-    """None where the fusion's op has a kernel for the device of the modules, else why each backend has not."""
+    """None where the fusion's op has a kernel or a library for the modules' device, else why each backend has not."""
     devices = {p.device.type for module in (fusion.module, *fusion.parts) for p in module.parameters(recurse=False)}
     implementations = _backend.implementations(fusion.by)
     for device in devices or {"cpu"}:
+        if (fusion.by, device) in _backend.LIBRARIES:
+            continue
         reasons = [
             _backend.why_not(fusion.by, implementations, backend, device)
             for backend in _backend.PREFERENCE.get(device, ())

@@ -14,6 +14,9 @@ NAMES = ("eager", "cpu", "cuda", "triton")
 # The order of preference per device; any other device runs eager.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 
+# Where eager is no fallback: torch calls a library there that a kernel of ours would not beat.
+LIBRARIES = {("conv2d", "cuda"): "cuDNN convolves, by eager"}
+
 # For debugging: IMAGEGEN_BACKEND=eager makes every call that names no backend use this one.
 forced = os.environ.get("IMAGEGEN_BACKEND") or None
 
@@ -45,7 +48,7 @@ def choose(op, implementations, backend, x, declines=None):
     for name in PREFERENCE.get(device, ("eager",)):
         if reason_against(name) is None:
             break
-    if name == "eager" and device in PREFERENCE:
+    if name == "eager" and device in PREFERENCE and (op, device) not in LIBRARIES:
         _warn_once(op, device, reason_against)
     return implementations[name]
 
@@ -55,7 +58,7 @@ def why_not(op, implementations, name, device):
     if name == "eager":
         return None
     if name not in implementations:
-        return f"{op} has no {name} implementation"
+        return LIBRARIES.get((op, name)) or f"{op} has no {name} implementation"
     if name == "triton":
         return _why_no_triton(device)
     if device != name:

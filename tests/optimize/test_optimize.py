@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 import types
+import warnings
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from helpers import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import imagegen
 from imagegen import _library
 from imagegen._optimize import modules, walk
+from imagegen.ops import _backend
 
 
 class Net(nn.Module):
@@ -510,3 +514,34 @@ def test_the_report_prints_as_a_table(capsys):
         "Conv2d  kernel_size=(1, 1): torch's own is as fast  2      *.3"
     )
     assert capsys.readouterr().out == f"{report}\n"
+
+
+@pytest.mark.skipif(not _backend._triton_is_installed, reason="without a GPU's kernels there is nothing to replace")
+def test_on_cuda_the_convolution_stays_with_cudnn_and_the_norm_before_it_is_fused():
+    norm, conv = torch.nn.GroupNorm(4, 8, device="meta"), torch.nn.Conv2d(8, 8, 3, padding=1, device="meta")
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fallback would warn
+        for module in norm, conv:
+            for name, p in module.named_parameters():
+                setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, device="cuda")))
+        model = torch.nn.Sequential(norm, torch.nn.SiLU(), conv)
+        report = imagegen.optimize(model)
+        with torch.no_grad(), Calls() as calls:
+            y = model(torch.empty(2, 8, 16, 16, device="cuda"))
+    assert not report.left
+    assert y.shape == (2, 8, 16, 16) and y.is_cuda
+    computed = [name for name in calls.names if not name.startswith(("prim::", "aten::empty"))]
+    assert len(computed) == 2 and computed[0].startswith("imagegen::group_norm"), computed
+    assert computed[1] == "aten::convolution"
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
