@@ -63,6 +63,9 @@ int main(int, char** arguments) {
       const auto warpgroup_weight = packed(false, WeightOrder::wgmma, 32, 64);
       p.weight = warpgroup_weight.data();
       ran &= upsample_conv2d_wgmma_kernel(p, nullptr) == cudaSuccess;
+      const auto passes_weight = packed(false, WeightOrder::wgmma_passes, 128, 32);
+      p.weight = passes_weight.data();
+      ran &= upsample_conv2d_wgmma_passes_kernel(p, nullptr) == cudaSuccess;
     }
 
     const auto backward_weight = packed(true, WeightOrder::mma, 64, 32);

@@ -2,7 +2,9 @@
 registers, spills and matrix instructions of what nvcc makes. test_upsample_conv2d.py runs them where there is a GPU."""
 
 import itertools
+import re
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -130,6 +132,61 @@ def test_warpgroups_and_warps_agree_to_the_bit(dtype, monkeypatch):
         assert torch.equal(operators().upsample_conv2d(x, w, b, "linear"), expected)
 
 
+@pytest.mark.parametrize(
+    "layout, cout, activation, passes",
+    [
+        ("channels_last", 128, "silu", True),
+        ("channels_last", 98, "linear", True),
+        ("channels_last", 128, "relu", False),
+        ("channels_last", 127, "linear", False),
+        ("channels_last", 160, "linear", False),
+        ("contiguous", 128, "linear", False),
+    ],
+)
+def test_when_warpgroups_take_passes(layout, cout, activation, passes, monkeypatch):
+    """That kernel alone adds up in an order of its own, which shows in bits where y is small beside its terms."""
+    x, w, _ = make((1, 8, cout, 17, 9), torch.bfloat16, layout)
+    x, b = x + 64, -64 * w.sum((1, 2, 3))
+    others = operators().upsample_conv2d(x, w, b, activation)
+    monkeypatch.setenv("SIM_ARCHITECTURE", "90")
+    assert torch.equal(operators().upsample_conv2d(x, w, b, activation), others) != passes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape, activation, biased",
+    [((1, 40, 128, 17, 9), "silu", True), ((2, 19, 250, 9, 11), "linear", True), ((1, 8, 120, 17, 9), "silu", False)],
+    ids=str,
+)
+def test_warpgroups_in_passes(shape, activation, biased, dtype, monkeypatch):
+    monkeypatch.setenv("SIM_ARCHITECTURE", "90")
+    x, w, b = make(shape, dtype, "channels_last")
+    b = b if biased else None
+    y = operators().upsample_conv2d(x, w, b, activation)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    reference = plain(activation)(x.double(), w.double(), b.double() if biased else None)
+    assert relative_error(y, reference) <= tolerance(dtype, relative_error(plain(activation)(x, w, b), reference))
+
+
+def test_schedules_of_the_passes_agree_to_the_bit(monkeypatch):
+    """Seven chunks in each pass, in four stages."""
+    x, w, b = make((2, 104, 120, 9, 9), torch.bfloat16, "channels_last")
+    monkeypatch.setenv("SIM_ARCHITECTURE", "90")
+    results = []
+    for order, landing in itertools.product(("forward", "reverse", "random"), ("late", "early")):
+        monkeypatch.setenv("SIM_ORDER", order)
+        monkeypatch.setenv("SIM_ASYNC", landing)
+        results.append(operators().upsample_conv2d(x, w, b, "silu"))
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+def test_passes_over_no_channels(monkeypatch):
+    monkeypatch.setenv("SIM_ARCHITECTURE", "90")
+    x, w, b = make((1, 0, 128, 17, 9), torch.bfloat16, "channels_last")
+    y = operators().upsample_conv2d(x, w, b, "linear")
+    assert torch.equal(y, b.reshape(-1, 1, 1).expand_as(y))
+
+
 def test_what_the_cuda_kernels_do_not_take():
     x, w, b = make((1, 2, 3, 4, 5), torch.float64)
     message = "the cuda kernel takes float32, bfloat16 or float16, x is torch.float64"
@@ -163,9 +220,11 @@ def test_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
-def test_warpgroup_kernels_compile(tmp_path):
-    for kernel in compile_kernels("upsample_conv2d_wgmma", "90a", tmp_path):
+@pytest.mark.parametrize("stem, products", [("", {"64x32x16": 18}), ("_passes", {"64x128x16": 3})])
+def test_warpgroup_kernels_compile(stem, products, tmp_path):
+    """No kernel spills, and its products are as wide and as many as written: nothing was unrolled or taken apart."""
+    for kernel in compile_kernels(f"upsample_conv2d_wgmma{stem}", "90a", tmp_path):
         print(f"{kernel.name}: {kernel.registers} registers")
         assert kernel.spilled == 0, kernel.name
-        assert kernel.sass.count(" HGMMA.64x32x16") == 18, kernel.name
+        assert Counter(re.findall(r" HGMMA\.(\w+)", kernel.sass)) == products, kernel.name
         assert " LDGSTS" in kernel.sass, kernel.name

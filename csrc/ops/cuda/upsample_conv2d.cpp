@@ -108,17 +108,27 @@ bool built_for_wgmma() {
 }
 
 // The kernel of the least predicted time. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma 197 us,
-// wgmma 151; for (1, 256, 512, 512) four times as long. The blocks of wgmma, of 16 x 8 pixels and 32 channels, have to
-// fill the GPU: below, mma has smaller ones.
+// wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in whole
+// blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the GPU:
+// below, mma has smaller ones.
 struct Forward {
   cudaError_t (*kernel)(const cuda::UpsampleConv2dParams&, cudaStream_t);
   Blocking blocking;
 };
-Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, const CudaScope& scope) {
-  const int64_t blocks = s.batch * ((s.height + 15) / 16) * ((s.width + 7) / 8) * ((s.cout + 31) / 32);
-  if (scope.architecture() == 90 && built_for_wgmma() && dtype != Dtype::f32 && s.height > 8 &&
-      blocks >= scope.multiprocessors())
-    return {cuda::upsample_conv2d_wgmma_kernel, {WeightOrder::wgmma, 32, 64}};
+Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act, bool channels_last,
+                       const CudaScope& scope) {
+  constexpr Blocking passes{WeightOrder::wgmma_passes, 128, 32}, at_once{WeightOrder::wgmma, 32, 64};
+  const int64_t tiles = s.batch * ((s.height + 15) / 16) * ((s.width + 7) / 8);
+  const auto blocks = [&](const Blocking& blocking) { return (s.cout + blocking.block - 1) / blocking.block; };
+  const auto fills_gpu = [&](const Blocking& blocking) {
+    return s.height > 8 && tiles * blocks(blocking) >= scope.multiprocessors();
+  };
+  const bool has_wgmma = scope.architecture() == 90 && dtype != Dtype::f32 && built_for_wgmma();
+  const bool passes_take = channels_last && s.cout % 2 == 0 && (act == Activation::linear || act == Activation::silu);
+  const bool passes_win = 136 * blocks(passes) * passes.block <= 151 * blocks(at_once) * at_once.block;
+  if (has_wgmma && passes_take && passes_win && fills_gpu(passes))
+    return {cuda::upsample_conv2d_wgmma_passes_kernel, passes};
+  if (has_wgmma && fills_gpu(at_once)) return {cuda::upsample_conv2d_wgmma_kernel, at_once};
   return {cuda::upsample_conv2d_kernel, {WeightOrder::mma, 32, 64}};
 }
 
@@ -134,7 +144,7 @@ Tensor upsample_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::op
   if (y.numel() == 0) return y;
   const Images images = as_pixels(x, dtype, scope.stream);
   const std::optional<Tensor> bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
-  const Forward forward = choose_forward(s, dtype, scope);
+  const Forward forward = choose_forward(s, dtype, act, is_channels_last(y), scope);
   const Tensor packed = pack_weight(weight, false, dtype, forward.blocking, scope.stream);
   cuda::UpsampleConv2dParams p = params_of(images, packed, y, dtype, s, scope);
   p.bias = bias ? bias->const_data_ptr() : nullptr;

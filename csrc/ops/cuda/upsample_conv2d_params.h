@@ -28,9 +28,9 @@ struct GatherPixelsParams {
 cudaError_t upsample_conv2d_gather_kernel(const GatherPixelsParams&, cudaStream_t);
 
 // Who multiplies by the packed weight, and so the order it lies in.
-enum class WeightOrder { mma, wgmma };
+enum class WeightOrder { mma, wgmma, wgmma_passes };
 
-// The nine products' weights [n block][chunk of depth][step][product][n][depth], zeros past the ends. Sums are
+// The nine products' weights [n block][pass][chunk of depth][step][product][n][depth], zeros past the ends. Sums are
 // taken in double and rounded once.
 struct PackWeightParams {
   const void* weight;
@@ -58,8 +58,9 @@ struct UpsampleConv2dParams {
   int multiprocessors;           // of the GPU
 };
 cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams&, cudaStream_t);
-// On sm_90a, in half precision.
+// On sm_90a, in half precision; the second for y in channels_last of an even number of channels, linear or silu.
 cudaError_t upsample_conv2d_wgmma_kernel(const UpsampleConv2dParams&, cudaStream_t);
+cudaError_t upsample_conv2d_wgmma_passes_kernel(const UpsampleConv2dParams&, cudaStream_t);
 cudaError_t upsample_conv2d_backward_input_kernel(const UpsampleConv2dParams&, cudaStream_t);
 
 // The gradient of weight.

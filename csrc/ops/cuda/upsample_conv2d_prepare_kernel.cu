@@ -74,6 +74,7 @@ __global__ void __launch_bounds__(256) pack_kernel(const __grid_constant__ PackW
     S at[kWord<S>];
   };
   static_assert(sizeof(Word) == 4, "a word");
+  const bool passes = p.order == WeightOrder::wgmma_passes;
 #pragma unroll
   for (int column = 0; column < 3; ++column)
 #pragma unroll
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(256) pack_kernel(const __grid_constant__ PackW
       Word made;
 #pragma unroll
       for (int e = 0; e < kWord<S>; ++e) made.at[e] = from_compute<S>(static_cast<float>(sums[e][column][row]));
-      const int64_t product = ((block * chunks + chunk) * steps + step) * 9 + 3 * column + row;
+      const int64_t product = passes ? (((block * 3 + column) * chunks + chunk) * steps + step) * 3 + row
+                                     : ((block * chunks + chunk) * steps + step) * 9 + 3 * column + row;
       static_cast<Word*>(p.packed)[product * words_of_step + in_step] = made;
     }
 }

@@ -188,35 +188,52 @@ __device__ __forceinline__ void copy_whole(S* to, const S* from) {
                true);
 }
 
-// multiply(stage) for every chunk, of which load(stage, chunk) has brought kAhead on their way before; landed() stands
-// between a thread's copies and the others' use of them.
-template <int kStages, int kAhead, class Landed, class Load, class Multiply>
-__device__ __forceinline__ void for_each_chunk(int chunks, const Landed& landed, const Load& load,
-                                               const Multiply& multiply) {
+// Chunks that pass through kStages of shared memory, kAhead of them on their way before they are asked for: load(stage,
+// chunk) sends one on its way, landed() stands between a thread's copies and the others' use of them.
+template <int kStages, int kAhead, class Landed, class Load>
+struct Chunks {
+  int count;
+  const Landed& landed;
+  const Load& load;
+  int at = 0;
+
+  __device__ __forceinline__ Chunks(int count, const Landed& landed, const Load& load)
+      : count(count), landed(landed), load(load) {
 #pragma unroll
-  for (int s = 0; s < kAhead; ++s) {
-    if (s < chunks) load(s, s);
-    copy_async_commit();
+    for (int s = 0; s < kAhead; ++s) {
+      if (s < count) load(s, s);
+      copy_async_commit();
+    }
   }
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  // The stage of the next chunk.
+  __device__ __forceinline__ int next() {
     copy_async_wait<kAhead - 1>();
     landed();
     __syncthreads();  // this chunk is there for all, and all are done with the stage that is filled next
-    const int next = chunk + kAhead;
-    if (next < chunks) load(next % kStages, next);
+    const int ahead = at + kAhead;
+    if (ahead < count) load(ahead % kStages, ahead);
     copy_async_commit();
-    multiply(chunk % kStages);
+    return at++ % kStages;
   }
+};
+
+// multiply(stage) for every chunk; then shared memory is free.
+template <int kStages, int kAhead, class Landed, class Load, class Multiply>
+__device__ __forceinline__ void for_each_chunk(int count, const Landed& landed, const Load& load,
+                                               const Multiply& multiply) {
+  Chunks<kStages, kAhead, Landed, Load> chunks(count, landed, load);
+  while (chunks.at < count) multiply(chunks.next());
   copy_async_wait<0>();
   __syncthreads();
 }
 template <int kStages, class Load, class Multiply>
-__device__ __forceinline__ void for_each_chunk(int chunks, const Load& load, const Multiply& multiply) {
-  for_each_chunk<kStages, kStages - 1>(chunks, [] {}, load, multiply);
+__device__ __forceinline__ void for_each_chunk(int count, const Load& load, const Multiply& multiply) {
+  for_each_chunk<kStages, kStages - 1>(count, [] {}, load, multiply);
 }
 
-// What a block of the forward reads: its pixels with one more on every side, and the weights of its channels.
-template <class T>
+// What a block of the forward reads: its pixels with one more on every side, and the weights of its channels, which
+// kPasses passes over the chunks take one after another.
+template <class T, int kPasses = 1>
 struct ForwardTile {
   using S = typename T::S;
   int64_t b, i0, j0, n0;
@@ -235,7 +252,7 @@ struct ForwardTile {
         n0(int64_t{blockIdx.y} * T::kChannels),
         chunks((p.x.channels + T::kChunk - 1) / T::kChunk),
         x(static_cast<const S*>(p.x.p) + b * p.x.batch_stride),
-        weight(static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * chunks * T::kWeights),
+        weight(static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * kPasses * chunks * T::kWeights),
         patch([&](int pixel) {
           const int64_t i = i0 + pixel / T::kPatchWidth - 1, j = j0 + pixel % T::kPatchWidth - 1;
           return pixel_place<S>(p.x, i, j, p.height, p.width);
