@@ -146,7 +146,7 @@ def _attention_triton(q, k, v, mask, causal, scale):
 def _attention_backward_triton(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_grad):
     _check(q, k, v, mask, scale)
     _check_backward(grad, q, mask, out, lse, mask_needs_grad)
-    from .triton.attention_kernel import attention_backward
+    from .triton.attention_backward_kernel import attention_backward
 
     return attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_grad)
 

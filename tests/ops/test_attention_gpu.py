@@ -192,7 +192,7 @@ SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
 def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None, causal=True):
     """How the host side launches this kernel; mask: None, "keys" (boolean, one for all queries) or "scores"."""
-    from imagegen.ops.triton import attention_kernel as host
+    from imagegen.ops.triton import attention_tiles as host
 
     size, capability, strides = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype], architecture // 10, ["i32"] * 3
     element = f"*{dtype}"
@@ -227,7 +227,7 @@ def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None,
             signature |= {"dmask": element, "dmask_strides": ["i32"] * 4, "sizes": ["i32"] * 4, "B": "i32"}
             constants |= {"SUM_QUERIES": False, "SUM_KEYS": False}
         constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
-    constants |= host._shape(D, size, widest)
+    constants |= host.head_pieces(D, size, widest)
     return {
         "signature": signature,
         "constants": constants,
@@ -241,7 +241,8 @@ def check_ahead_of_time(kernel, cases):
     """cases: (architecture, D, options) each; none may spill, every one multiplies on tensor cores."""
     pytest.importorskip("triton", reason="triton is not installed")
     variants = [triton_variant(kernel, architecture, D, **options) for architecture, D, options in cases]
-    builds = compile_kernel("imagegen.ops.triton.attention_kernel", kernel, variants)
+    module = "attention_backward_kernel" if kernel in GRADIENTS else kernel
+    builds = compile_kernel(f"imagegen.ops.triton.{module}", kernel, variants)
     for (architecture, D, options), (build,) in zip(cases, builds, strict=True):
         told = {name: build[name] for name in ("registers", "stack", "spills", "shared", "tensor_memory", "matrix")}
         print(kernel, f"sm_{architecture} D={D}", options, told)

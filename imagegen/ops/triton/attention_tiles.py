@@ -1,0 +1,90 @@
+"""The tiles of attention's kernels: how many queries and keys a program holds, and in which pieces the head dim.
+
+Tiles want powers of two and head dims are none, so D is held as two pieces (72 = 64 + 16, 160 = 128 + 32), the second
+at least 16, the least that tl.dot multiplies. Above WIDEST the operands do not fit: scores are summed over chunks of D
+that are read again for every tile, and each program owns WIDEST columns of the output.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+WIDEST = 256  # the largest head dim whose operands are held, and the columns a program owns above it
+WIDEST_OF_KEYS = 128  # the same where keys and values are held and both their gradients summed
+WHOLE_KEYS = 128  # up to here all keys are held at once: one softmax, no rescaling
+
+
+class Tile(NamedTuple):
+    rows: int  # of one program: queries, or keys where the gradients of keys and values are computed
+    columns: int  # of the tiles it loops over
+    warps: int
+    stages: int
+
+
+def tile_for(q, tiles, *shape):
+    if not q.is_cuda:
+        return _INTERPRETED
+    major = torch.cuda.get_device_capability(q.device)[0]
+    return tiles(*shape, 8 if major == 12 else major)  # sm_120 has the matrix instructions and shared memory of sm_8x
+
+
+# Tiles of which no kernel of two-byte elements spills a register on sm_80, sm_90 or sm_100, as
+# tests/ops/test_attention_gpu.py sees when it compiles them. float, each operand of which becomes two of tf32, still
+# spills at D of 128 and more; where the library has CUDA kernels those come first. capability is the major one.
+
+
+def forward_tile(D, element_size, masks_scores, whole, capability):
+    if element_size > 2:
+        return Tile(64, 32, 8, 1) if D <= 128 else Tile(32, 16, 4, 1)
+    if D <= 64:
+        if masks_scores:
+            return Tile(64, 64, 8, 2)
+        return Tile(128, 64, 4, 3) if capability < 10 else Tile(128, 64, 8, 2)
+    if D <= 128:
+        return Tile(128, 32 if masks_scores else 64, 8, 2)
+    if D <= 160 and capability >= 9:
+        return Tile(128, 32 if masks_scores else 64, 8, 2)
+    if 160 < D <= WIDEST and whole and capability < 9:
+        return Tile(32, 32, 8, 1)
+    if 160 < D <= WIDEST and masks_scores and capability == 9:
+        return Tile(64, 16, 8, 1)
+    return Tile(64, 32, 8, 1)
+
+
+def query_gradient_tile(D, element_size, capability):
+    if element_size > 2:
+        return Tile(32, 32, 8, 1) if D <= 128 else Tile(32, 16, 8, 1)
+    return Tile(64, 64, 8, 2) if D <= 128 else Tile(64, 32, 8, 2 if capability >= 9 else 1)
+
+
+def key_gradient_tile(D, element_size, capability):
+    if element_size > 2:
+        return Tile(32, 32, 8, 1) if D <= 64 else Tile(32, 16, 8, 1)
+    return Tile(64, 16, 8, 1) if capability < 9 else Tile(64, 32, 8, 2 if capability < 10 else 1)
+
+
+def mask_gradient_tile(D, element_size, capability):
+    return Tile(64, 32, 8, 2) if element_size == 2 else Tile(32, 32, 8, 1)
+
+
+# The interpreter takes as long for a large tile as for a small one.
+_INTERPRETED = Tile(128, 128, warps=1, stages=1)
+
+
+def pieces(n):
+    """Two powers of two, the second at least 16 or none, that n fits in with the least waste."""
+    n = max(16, triton.cdiv(n, 16) * 16)
+    first = 1 << n.bit_length() - 1
+    rest = triton.next_power_of_2(n - first) if n > first else 0
+    return (2 * first, 0) if rest == first else (first, rest)
+
+
+def head_pieces(D, element_size, widest):
+    """The pieces of D that are held, or the columns that a program owns and the chunks it reads."""
+    D0, D1 = pieces(D) if widest >= D else (widest, 0)
+    return {"D": D, "D0": D0, "D1": D1, "CHUNK": 0 if widest >= D else 128 // element_size}
+
+
+def column_blocks(D, widest):
+    return 1 if widest >= D else triton.cdiv(D, widest)
