@@ -28,13 +28,14 @@ def save_plots(result, folder, stem):
 
 def draw(op, rows, environment):
     settings = list(dict.fromkeys(map(setting, rows)))
-    shapes = len({row["label"] for row in rows})
+    labels = list(dict.fromkeys(row["label"] for row in rows))  # one axis for all panels: they share its names
+    colours = _colours(_series(rows))
     columns = len({row["dtype"] for row in rows})
     lines = math.ceil(len(settings) / columns)
-    figure = Figure(figsize=(max(6, (1 + 0.75 * shapes) * columns), 1.6 + 2.6 * lines), layout="constrained")
+    figure = Figure(figsize=(max(6, (1 + 0.75 * len(labels)) * columns), 1.6 + 2.6 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex="col").T.flatten()
     for panel, title in zip(axes, settings, strict=False):
-        _panel(panel, [row for row in rows if setting(row) == title])
+        _panel(panel, labels, _series([row for row in rows if setting(row) == title]), colours)
         panel.set_title(title, fontsize=9)
         panel.set_ylabel("times faster than eager", fontsize=8)
     machine = f"{environment['cpu']}, torch {environment['torch']}"
@@ -45,15 +46,18 @@ def draw(op, rows, environment):
     return figure
 
 
-def _panel(axes, rows):
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    series = _series(rows)
+def _colours(names):
+    """A provider has one colour in all panels, whichever others stand beside it."""
+    others = [name for name in names if name not in COLOURS]
+    return COLOURS | dict(zip(others, OTHER_COLOURS * len(others), strict=False))
+
+
+def _panel(axes, labels, series, colours):
     width = 0.8 / max(1, len(series))
-    others = iter(OTHER_COLOURS * len(series))
     for k, (name, ratios) in enumerate(series.items()):
         at = [n + (k - (len(series) - 1) / 2) * width for n in range(len(labels))]
         heights = [ratios.get(label, 0) for label in labels]
-        bars = axes.bar(at, heights, width, label=name, color=COLOURS.get(name) or next(others))
+        bars = axes.bar(at, heights, width, label=name, color=colours[name])
         if name in COLOURS:
             axes.bar_label(bars, [f"{h:.1f}" if h else "" for h in heights], fontsize=6, rotation=90, padding=2)
     axes.axhline(1, color="black", linewidth=0.8)

@@ -163,6 +163,25 @@ def test_failed_rows_have_no_bar(result):
     assert series["compile"] == {"(1, 2, 4x4)": 2.1}
 
 
+def test_panels_share_shapes_and_colours(result):
+    pytest.importorskip("matplotlib")
+    rows = result["rows"]
+    # A second panel that begins with another shape and another provider.
+    peers = [{**row, "provider": "peer"} if row["provider"] == "compile" else row for row in reversed(rows)]
+    figure = plot.draw("conv", rows + [{**row, "threads": 2} for row in peers], result["environment"])
+    panels = [panel for panel in figure.axes if panel.containers]
+    assert len(panels) == 2
+    colours = {}
+    for bars in (bars for panel in panels for bars in panel.containers):
+        assert colours.setdefault(bars.get_label(), bars[0].get_facecolor()) == bars[0].get_facecolor()
+    assert {"compile", "peer"} <= set(colours) and len(set(colours.values())) == len(colours)
+    first = panels[1].containers[0]
+    heights = [bar.get_height() for bar in first]
+    assert heights == [
+        plot._series(peers)[first.get_label()].get(label, 0) for label in plot._series(rows)["imagegen nchw"]
+    ]
+
+
 def test_compare_tells_changes_from_noise(result, tmp_path, capsys):
     other = json.loads(json.dumps(result))
     other["environment"]["commit"] = "ba9876543210"
