@@ -3,7 +3,7 @@
 import torch
 
 from .. import _library
-from . import _backend, eager
+from . import _backend, _bilinear, eager
 from ._activation import check_activation
 from ._check import autocasts, check_dtype, check_same_device, check_same_dtype, check_shape
 from ._layout import memory_format
@@ -198,8 +198,7 @@ def _check_kernel(op, weight, output_padding):
         raise ValueError(f"{op}: output_padding must be at least 0, got {tuple(output_padding)}")
 
 
-# The convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
-# <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
+# C, X and W are the op and its gradients in x and in weight, as _bilinear has them.
 
 
 def _fake(x, weight, bias, output_padding, scale, shift, activation):
@@ -260,7 +259,7 @@ def _setup_context_backward_input(ctx, inputs, output):
     ctx.save_for_backward(grad, weight)
 
 
-def _backward_of_backward_input(C, W):
+def _backward_of_backward_input(C, X, W):
     def backward(ctx, grad_x):
         grad, weight = ctx.saved_tensors
         need_grad, need_weight, _ = ctx.needs_input_grad
@@ -282,7 +281,7 @@ def _setup_context_backward_weight(ctx, inputs, output):
     ctx.save_for_backward(grad, x)
 
 
-def _backward_of_backward_weight(C, X):
+def _backward_of_backward_weight(C, X, W):
     def backward(ctx, grad_weight):
         grad, x = ctx.saved_tensors
         need_grad, need_x, _, _ = ctx.needs_input_grad
@@ -326,28 +325,12 @@ _library.implement(
     ).contiguous(),
 )
 
-for twin in ("", "_triton"):
-    names = [f"conv_transpose2d{part}{twin}" for part in ("", "_backward_input", "_backward_weight")]
-    C, X, W = map(_library.op, names)
-    _library.register(
-        names[0],
-        fake=_fake,
-        setup_context=_setup_context,
-        backward=_backward(C, X, W),
-        autocast=(0, 1, 2),
-    )
-    _library.register(
-        names[1],
-        fake=_fake_backward_input,
-        setup_context=_setup_context_backward_input,
-        backward=_backward_of_backward_input(C, W),
-    )
-    _library.register(
-        names[2],
-        fake=_fake_backward_weight,
-        setup_context=_setup_context_backward_weight,
-        backward=_backward_of_backward_weight(C, X),
-    )
+_bilinear.register(
+    "conv_transpose2d",
+    fakes=(_fake, _fake_backward_input, _fake_backward_weight),
+    setup_contexts=(_setup_context, _setup_context_backward_input, _setup_context_backward_weight),
+    backwards=(_backward, _backward_of_backward_input, _backward_of_backward_weight),
+)
 
 _IMPLEMENTATIONS = {
     "eager": eager.conv_transpose2d,

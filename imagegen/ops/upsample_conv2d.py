@@ -3,7 +3,7 @@
 import torch
 
 from .. import _library
-from . import _backend, eager
+from . import _backend, _bilinear, eager
 from ._activation import ACTIVATIONS, check_activation
 from ._check import check_conv3x3, check_dtype, check_same_device, check_same_dtype
 from ._layout import memory_format
@@ -101,8 +101,7 @@ def _backward_weight_triton(grad, x):
     return upsample_conv2d_backward_weight(grad, x)
 
 
-# The op is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
-# <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
+# C, X and W are the op and its gradients in x and in weight, as _bilinear has them.
 
 
 def _fake(x, weight, bias, activation):
@@ -147,7 +146,7 @@ def _setup_context_two(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _backward_of_backward_input(C, W):
+def _backward_of_backward_input(C, X, W):
     def backward(ctx, grad_x):
         grad, weight = ctx.saved_tensors
         need_grad, need_weight = ctx.needs_input_grad
@@ -163,7 +162,7 @@ def _fake_backward_weight(grad, x):
     return x.new_empty(grad.size(1), x.size(1), 3, 3)
 
 
-def _backward_of_backward_weight(C, X):
+def _backward_of_backward_weight(C, X, W):
     def backward(ctx, grad_weight):
         grad, x = ctx.saved_tensors
         need_grad, need_x = ctx.needs_input_grad
@@ -181,28 +180,12 @@ _library.define(
 _library.define("upsample_conv2d_backward_input_triton(Tensor grad, Tensor weight) -> Tensor", _backward_input_triton)
 _library.define("upsample_conv2d_backward_weight_triton(Tensor grad, Tensor x) -> Tensor", _backward_weight_triton)
 
-for twin in ("", "_triton"):
-    names = [f"upsample_conv2d{part}{twin}" for part in ("", "_backward_input", "_backward_weight")]
-    C, X, W = map(_library.op, names)
-    _library.register(
-        names[0],
-        fake=_fake,
-        setup_context=_setup_context,
-        backward=_backward(C, X, W),
-        autocast=(0, 1, 2),
-    )
-    _library.register(
-        names[1],
-        fake=_fake_backward_input,
-        setup_context=_setup_context_two,
-        backward=_backward_of_backward_input(C, W),
-    )
-    _library.register(
-        names[2],
-        fake=_fake_backward_weight,
-        setup_context=_setup_context_two,
-        backward=_backward_of_backward_weight(C, X),
-    )
+_bilinear.register(
+    "upsample_conv2d",
+    fakes=(_fake, _fake_backward_input, _fake_backward_weight),
+    setup_contexts=(_setup_context, _setup_context_two, _setup_context_two),
+    backwards=(_backward, _backward_of_backward_input, _backward_of_backward_weight),
+)
 
 _IMPLEMENTATIONS = {
     "eager": eager.upsample_conv2d,
