@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
 #include "common/check.h"
 
 // Lives in libtorch_cuda; weak, so that the library also loads beside a CPU build of torch.
@@ -23,8 +25,11 @@ class CudaScope {
   }
 
   int multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
-  int architecture() const {  // as in sm_80
-    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  // Whether the kernels of sm_90a run here: this library has them, and so has the device their instructions. Of such a
+  // kernel's body another architecture compiles nothing: common/wgmma.cuh.
+  bool runs_sm90a() const {
+    static const bool built = std::string(IMAGEGEN_CUDA_ARCHITECTURES).find("90a") != std::string::npos;
+    return built && attribute(cudaDevAttrComputeCapabilityMajor) == 9;
   }
 
   cudaStream_t stream;

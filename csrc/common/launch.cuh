@@ -21,13 +21,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// Whether the current device runs the kernels of sm_90a; that they were built, IMAGEGEN_SM90A says.
-inline bool runs_sm90a() {
-  int device, major;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major == 9;
-}
-
 // The block's dynamic shared memory, aligned as bulk copies and wgmma want it.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

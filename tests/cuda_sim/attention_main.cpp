@@ -1,4 +1,5 @@
-// attention's CUDA kernels, forward and backward, as a program for the sanitizers: arguments are the dtype and D.
+// attention's CUDA kernels as a program for the sanitizers: arguments are the dtype, D and, for sm_90a's forward,
+// "sm90"; else it runs forward and backward.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -10,10 +11,11 @@
 
 namespace imagegen::cuda {
 cudaError_t attention_kernel(const AttentionParams&, cudaStream_t);
+cudaError_t attention_sm90_kernel(const AttentionParams&, cudaStream_t);
 cudaError_t attention_backward_kernel(const AttentionParams&, cudaStream_t);
 }  // namespace imagegen::cuda
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   using namespace imagegen;
   const bool half = std::string(arguments[1]) == "bf16";
   const int64_t D = std::atoi(arguments[2]), B = 1, H = 2, Hk = 1, Lq = 37, Lk = 77, size = half ? 2 : 4;
@@ -42,7 +44,9 @@ int main(int, char** arguments) {
   p.dtype = half ? Dtype::bf16 : Dtype::f32;
   p.causal = true, p.scale = 0.1;
   p.batch = B, p.heads = H, p.kv_heads = Hk, p.q_len = Lq, p.k_len = Lk, p.head_dim = D;
-  const bool ran =
-      cuda::attention_kernel(p, nullptr) == cudaSuccess && cuda::attention_backward_kernel(p, nullptr) == cudaSuccess;
+  const bool sm90 = count > 3;
+  const bool ran = sm90 ? cuda::attention_sm90_kernel(p, nullptr) == cudaSuccess
+                        : cuda::attention_kernel(p, nullptr) == cudaSuccess &&
+                              cuda::attention_backward_kernel(p, nullptr) == cudaSuccess;
   std::puts(ran ? "ran" : "failed");
 }

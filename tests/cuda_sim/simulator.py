@@ -60,7 +60,7 @@ def _build(sources, options, linking, libraries, suffix):
         pytest.skip("the CUDA simulator needs g++")
     if cuda_include is None:
         pytest.skip("the CUDA simulator needs NVIDIA's headers: pip install triton, or set CUDA_HOME")
-    command = [compiler, "-std=c++20", "-O1", "-g", "-w", "-DIMAGEGEN_SM90A"]
+    command = [compiler, "-std=c++20", "-O1", "-g", "-w"]
     command += [f"-I{path}" for path in (HERE / "include", HERE, ROOT / "csrc")]
     command += ["-isystem", cuda_include]
 

@@ -104,7 +104,7 @@ def test_schedules_agree_to_the_bit(monkeypatch):
 def test_address_sanitizer_finds_nothing():
     program = sanitized_program("address")
     for head_dim in (40, 72):
-        printed, said = simulator.run_program(program, "bf16", head_dim, order="random")
+        printed, said = simulator.run_program(program, "bf16", head_dim, "sm90", order="random")
         assert printed == "ran\n"
         assert simulator.found_nothing(said), said
 

@@ -9,6 +9,8 @@
 namespace imagegen {
 
 namespace cuda {
+bool attention_sm90_takes(const AttentionParams&);
+cudaError_t attention_sm90_kernel(const AttentionParams&, cudaStream_t);
 cudaError_t attention_kernel(const AttentionParams&, cudaStream_t);
 cudaError_t attention_backward_kernel(const AttentionParams&, cudaStream_t);
 }  // namespace cuda
@@ -33,7 +35,8 @@ std::tuple<Tensor, Tensor> attention_cuda(const Tensor& q_in, const Tensor& k_in
       torch::stable::empty({q.size(0), q.size(1), q.size(2)}, attention_lse_dtype(q), std::nullopt, q.device());
   if (lse.numel() == 0) return {out, lse};
   const AttentionParams params = attention_params(q, k, v, mask, out, lse, causal, scale);
-  check_launch("attention", cuda::attention_kernel(params, scope.stream));
+  const bool sm90 = scope.runs_sm90a() && cuda::attention_sm90_takes(params);
+  check_launch("attention", (sm90 ? cuda::attention_sm90_kernel : cuda::attention_kernel)(params, scope.stream));
   return {out, lse};
 }
 

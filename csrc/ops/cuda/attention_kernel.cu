@@ -1,14 +1,10 @@
-// attention's forward on tensor cores (mma.sync, sm_80 and later; what of it sm_90a has a faster kernel for is in
-// attention_sm90_kernel.cu). A block takes some queries of one head; each of its
-// warps keeps the scores, the running softmax and the output of its own rows in registers. The queries lie in shared
-// memory throughout; keys and values pass through two stages there: while one is multiplied, the other is filled.
+// attention's forward on tensor cores (mma.sync, sm_80 and later; attention_sm90_kernel.cu is faster at what it takes).
+// A block takes some queries of one head; each of its warps keeps the scores, the running softmax and the output of its
+// own rows in registers. The queries lie in shared memory throughout; keys and values pass through two stages there:
+// while one is multiplied, the other is filled.
 #include "attention_tile.cuh"
 
 namespace imagegen::cuda {
-
-bool attention_sm90_takes(const AttentionParams&);
-cudaError_t attention_sm90_kernel(const AttentionParams&, cudaStream_t);
-
 namespace {
 
 template <class S, int kBucket>
@@ -118,9 +114,6 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_kernel(const AttentionParams& p, cudaStream_t stream) {
-#ifdef IMAGEGEN_SM90A
-  if (attention_sm90_takes(p)) return attention_sm90_kernel(p, stream);
-#endif
   return dispatch_element(p.dtype, [&]<class S>() {
     return dispatch_head_dim(p.head_dim, [&]<int kBucket>() { return run<S, kBucket>(p, stream); });
   });

@@ -1,8 +1,8 @@
-// attention's forward on the tensor cores of sm_90a (wgmma), in 16 bits; compiled for that architecture alone. A block
-// takes 64 queries of one head a warpgroup, which keeps the scores, the running softmax and the output of its own in
-// registers. Queries, keys and values lie in shared memory as wgmma reads them, keys and values in two stages. A
-// warpgroup multiplies the values of one tile and the keys of the next while it takes the softmax of that next: tensor
-// cores and exponentials are busy together.
+// attention's forward on the tensor cores of sm_90a (wgmma), in 16 bits. A block takes 64 queries of one head a
+// warpgroup, which keeps the scores, the running softmax and the output of its own in registers. Queries, keys and
+// values lie in shared memory as wgmma reads them, keys and values in two stages. A warpgroup multiplies the values of
+// one tile and the keys of the next while it takes the softmax of that next: tensor cores and exponentials are busy
+// together.
 //
 // Predicted, not measured: cycles of an SM for 128 queries times 128 keys, where tensor cores make 2048 products a
 // cycle (mma.sync: 1024), and 16 exponentials are taken and 128 bytes of shared memory moved in one:
@@ -96,6 +96,7 @@ __device__ __forceinline__ void multiply_values(float (&out)[T::kBucket / 8][4],
 template <class S, int kBucket>
 __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
     forward_sm90_kernel(const __grid_constant__ AttentionParams p) {
+#ifdef IMAGEGEN_HAS_WGMMA
   using T = Traits<kBucket>;
   S* const q_tile = dynamic_shared<S>();
   S* const k_tiles = q_tile + T::kQueries * T::kWidth;
@@ -213,6 +214,7 @@ __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
   S* const to = static_cast<S*>(p.out.p) + b * p.out.batch_stride + h * p.out.head_stride + m * p.out.row_stride;
   store_rows<kBucket>(q_tile + row0 * kRow, to, p.out.row_stride, valid, RowsShape{head_dim, kBucket, true}, out,
                       factor[0], factor[1]);
+#endif
 }
 
 template <class S, int kBucket>
@@ -233,7 +235,7 @@ cudaError_t run_bucket(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 bool attention_sm90_takes(const AttentionParams& p) {
-  return runs_sm90a() && p.dtype != Dtype::f32 && p.head_dim <= 160 && max(p.q_len, p.k_len) < (1 << 30) &&
+  return p.dtype != Dtype::f32 && p.head_dim <= 160 && max(p.q_len, p.k_len) < (1 << 30) &&
          forward_rows_aligned<bf16>(p);
 }
 

@@ -98,15 +98,6 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, cons
   return p;
 }
 
-// Whether this library was built for the architecture that has wgmma.
-bool built_for_wgmma() {
-#ifdef IMAGEGEN_CUDA_ARCHITECTURES
-  return std::string(IMAGEGEN_CUDA_ARCHITECTURES).find("90a") != std::string::npos;
-#else
-  return true;
-#endif
-}
-
 // The kernel of the least predicted time. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma 197 us,
 // wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in whole
 // blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the GPU:
@@ -123,7 +114,7 @@ Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act
   const auto fills_gpu = [&](const Blocking& blocking) {
     return s.height > 8 && tiles * blocks(blocking) >= scope.multiprocessors();
   };
-  const bool has_wgmma = scope.architecture() == 90 && dtype != Dtype::f32 && built_for_wgmma();
+  const bool has_wgmma = scope.runs_sm90a() && dtype != Dtype::f32;
   const bool passes_take = channels_last && s.cout % 2 == 0 && (act == Activation::linear || act == Activation::silu);
   const bool passes_win = 136 * blocks(passes) * passes.block <= 151 * blocks(at_once) * at_once.block;
   if (has_wgmma && passes_take && passes_win && fills_gpu(passes))

@@ -15,9 +15,9 @@ namespace imagegen {
 struct CudaScope {
   explicit CudaScope(const Tensor&) {}
   int multiprocessors() const { return 4; }
-  int architecture() const {
+  bool runs_sm90a() const {
     const char* variable = std::getenv("SIM_ARCHITECTURE");
-    return variable ? std::atoi(variable) : 80;
+    return variable && std::atoi(variable) == 90;
   }
   cudaStream_t stream = nullptr;
 };

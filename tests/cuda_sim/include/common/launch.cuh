@@ -1,7 +1,5 @@
 // In place of csrc/common/launch.cuh: a launch runs the grid here, before it returns.
 #pragma once
-#include <cstdlib>
-
 #include "cuda_sim.h"
 
 namespace imagegen::cuda {
@@ -11,11 +9,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    Arguments&&... arguments) {
   cuda_sim::run(grid, block, shared_bytes, [&] { kernel(Parameters(arguments)...); });
   return cudaSuccess;
-}
-
-inline bool runs_sm90a() {
-  const char* variable = std::getenv("SIM_ARCHITECTURE");
-  return variable && std::atoi(variable) == 90;
 }
 
 template <class T>
