@@ -1,11 +1,11 @@
-"""python -m benchmarks run | report | compare"""
+"""python -m benchmarks run | report | compare | dispatch"""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from . import compare, report, suite, timing
+from . import compare, contestant, dispatch, report, suite, timing
 
 
 def main(arguments=None):
@@ -77,6 +77,13 @@ def compare_files(options):
     return 0
 
 
+def write_dispatch(options):
+    """Rewrites the whole table: every file it is to rest on has to be named."""
+    dispatch.TABLE.write_text(dispatch.source(dispatch.fastest([report.load(file) for file in options.files])))
+    print(dispatch.TABLE)
+    return 0
+
+
 def _threads(options):
     if options.device == "cuda":
         return [1]
@@ -94,7 +101,7 @@ def _skipped(options):
 
 def _every_provider():
     own = {name for s in suite.SUITES for op in suite.find(s) for name in suite.load(s, op).PROVIDERS}
-    return sorted(own | {"compile"})
+    return sorted(own | {"compile", *contestant.BACKENDS})
 
 
 def _parser():
@@ -141,6 +148,10 @@ def _parser():
     command.set_defaults(command=compare_files)
     command.add_argument("a", metavar="A.json")
     command.add_argument("b", metavar="B.json")
+
+    command = commands.add_parser("dispatch", help="let GPU results decide which backend runs where: writes a table")
+    command.set_defaults(command=write_dispatch)
+    command.add_argument("files", nargs="+", metavar="FILE.json")
     return parser
 
 

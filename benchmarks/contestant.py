@@ -7,9 +7,13 @@ from functools import lru_cache
 
 import torch
 
+from imagegen.ops import _backend
+
 from . import suite
 from .environment import without_paths
 
+# On a GPU each backend has a row of its own beside the one of what is chosen: provider -> backend.
+BACKENDS = {"imagegen-cuda": "cuda", "imagegen-triton": "triton"}
 TIMES_EAGER = 3  # in reduced precision a result may have this many times eager's own error
 
 
@@ -97,8 +101,28 @@ def line_up(bench, case, names, layouts=tuple(suite.LAYOUTS)):
 def implementation(bench, provider):
     if provider in bench.PROVIDERS:
         return bench.PROVIDERS[provider]
+    if provider in BACKENDS:
+        ours = bench.PROVIDERS["imagegen"]
+        return dataclasses.replace(ours, run=_with_backend(BACKENDS[provider], ours.run))
     eager = bench.PROVIDERS["eager"]
-    return suite.Provider(torch.compile(eager.run, dynamic=False, fullgraph=True), eager.prepare, warm_up=True)
+    compiled = torch.compile(eager.run, dynamic=False, fullgraph=True, mode=compile_mode())
+    return suite.Provider(compiled, eager.prepare, warm_up=True)
+
+
+def compile_mode():
+    """On GPUs the strongest of torch.compile's modes that takes its inputs where they are: CUDA graphs copy them."""
+    return "max-autotune-no-cudagraphs" if torch.cuda.is_available() else None
+
+
+def _with_backend(name, run):
+    def call(**tensors):
+        before, _backend.forced = _backend.forced, name
+        try:
+            return run(**tensors)
+        finally:
+            _backend.forced = before
+
+    return call
 
 
 def make_tensors(bench, case):

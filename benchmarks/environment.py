@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import imagegen
+from imagegen.ops import _backend
 
 ISA_FLAGS = {
     *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16"),
@@ -40,6 +41,7 @@ def describe(device="cpu"):
     }
     if device == "cuda":
         here["gpu"] = torch.cuda.get_device_name()
+        here["architecture"] = _backend.architecture(torch.device("cuda"))
         here["cuda"] = torch.version.cuda
     return here
 

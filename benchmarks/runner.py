@@ -2,6 +2,8 @@
 
 import torch
 
+from imagegen.ops import _backend
+
 from . import contestant, environment, memory, roofline, suite, timing
 from .hush import hushed
 
@@ -86,7 +88,7 @@ def run_case(
     """One row for every provider in every layout."""
     torch.set_num_threads(case.threads)
     bench = suite.load(case.suite, case.op)
-    names = [name for name in provider_names(bench) if name not in skip]
+    names = [name for name in [*provider_names(bench), *own_backends(case)] if name not in skip]
     if "compile" in names:
         _forget_compiled()
     contestants = contestant.line_up(bench, case, names, layouts)
@@ -106,6 +108,14 @@ def provider_names(bench):
     """imagegen, eager, compile, then the peers."""
     own = list(bench.PROVIDERS)
     return own if "compile" in own else [*own[:2], "compile", *own[2:]]
+
+
+def own_backends(case):
+    """The providers that are one backend of ours each: on a GPU, where several take the same tensors."""
+    if (case.suite, case.device) != ("ops", "cuda"):
+        return []
+    implemented = _backend.implementations(case.op)
+    return [provider for provider, name in contestant.BACKENDS.items() if name in implemented]
 
 
 def _forget_compiled():

@@ -20,10 +20,9 @@ def _lines(verbose):
         yield f"CPU kernels: {c.cpu_capability()} (this machine has {', '.join(c.cpu_capabilities())})"
         none = "none: nvcc was not found when this was built, or IMAGEGEN_CUDA was OFF"
         yield f"CUDA kernels: {c.cuda_architectures() or none}"
-        if c.cuda_architectures():
-            yield "where cuda and triton are both ready cuda is taken: no measurement on a GPU says otherwise yet"
         if verbose:
             yield f"compiler: {c.compiler()}, for torch {c.torch_target()} and later"
+    yield from _measurements()
     if _backend.forced:
         yield f"IMAGEGEN_BACKEND={_backend.forced} is in force"
     for op in ops.__all__:
@@ -32,6 +31,19 @@ def _lines(verbose):
             yield f"  {backend:7}{_state(op, backend)}"
             if verbose and backend == "cpu" and not _library.load_error:
                 yield from _algorithms(op)
+
+
+def _measurements():
+    """By what the backends on this machine's GPUs are chosen."""
+    here = {_backend.architecture(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    for architecture in sorted(filter(None, here)):
+        measured = sorted(_backend.FASTEST.get(architecture, ()))
+        if measured:
+            yield f"on {architecture} the fastest backend as measured is taken for {', '.join(measured)}"
+        rest = [op for op in ops.__all__ if op.rstrip("_") not in measured]
+        if rest:
+            order = ", then ".join(_backend.PREFERENCE["cuda"])
+            yield f"not measured on {architecture}: {', '.join(rest)}; there it is {order}, the first that is ready"
 
 
 def _algorithms(op):

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import subprocess
@@ -93,6 +94,96 @@ def test_a_fallback_warns_once_and_says_why(chosen):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert chosen(implementations=["eager"]) == "eager"
+
+
+class OnGpu:
+    """As much of a CUDA tensor as a choice looks at."""
+
+    is_cpu, is_meta, device = False, False, torch.device("cuda", 0)
+
+    def __init__(self, dtype=torch.bfloat16, requires_grad=False, channels_last=False):
+        t = torch.empty(2, 4, 3, 3, device="meta")
+        t = t.contiguous(memory_format=torch.channels_last) if channels_last else t
+        self.dim, self.size, self.stride, self.is_contiguous = t.dim, t.size, t.stride, t.is_contiguous
+        self.dtype, self.requires_grad = dtype, requires_grad
+
+
+FORWARD = ("bfloat16", "nchw", "forward")
+
+
+@pytest.fixture
+def chosen_on_gpu(monkeypatch):
+    """choose() for a tensor on an sm_90 that has every backend, with this table of measurements."""
+
+    def choose(table, flop=1.0, x=None, op="bias_act", declines=None, implementations=_backend.NAMES):
+        monkeypatch.setattr(_backend, "FASTEST", table)
+        monkeypatch.setattr(_backend, "architecture", lambda device: "sm_90")
+        monkeypatch.setattr(_backend, "why_not", lambda op, table, name, device: None if name in table else "absent")
+        monkeypatch.setattr(_backend, "_warned", set())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return _backend.choose(op, {n: n for n in implementations}, None, x or OnGpu(), declines, flop)
+
+    return choose
+
+
+SIZES = ((1e6, ("triton", "cuda", "eager")), (1e9, ("eager", "cuda")), (math.inf, ("cuda", "triton", "eager")))
+
+
+@pytest.mark.parametrize(
+    "flop, backend", [(0, "triton"), (1e6, "triton"), (2e6, "eager"), (1e9, "eager"), (2e9, "cuda"), (1e15, "cuda")]
+)
+def test_on_a_gpu_the_fastest_as_measured_is_taken(chosen_on_gpu, flop, backend):
+    """Eager among them, without a warning: there it is no fallback."""
+    assert chosen_on_gpu({"sm_90": {"bias_act": {FORWARD: SIZES}}}, flop) == backend
+
+
+def test_where_the_fastest_declines_the_next_is_taken(chosen_on_gpu):
+    table = {"sm_90": {"bias_act": {FORWARD: SIZES}}}
+    assert chosen_on_gpu(table, 1e3, declines=lambda name, x: "no" if name == "triton" else None) == "cuda"
+    assert chosen_on_gpu(table, 1e3, implementations=("eager",)) == "eager"
+
+
+def test_what_was_not_measured_goes_by_the_order_of_preference(chosen_on_gpu):
+    triton = ((math.inf, ("triton", "eager")),)
+    for table in ({}, {"sm_80": {"bias_act": {FORWARD: triton}}}, {"sm_90": {"attention": {FORWARD: triton}}}):
+        assert chosen_on_gpu(table) == "cuda"
+    table = {"sm_90": {"bias_act": {FORWARD: triton}}}
+    assert chosen_on_gpu(table) == chosen_on_gpu(table, x=OnGpu(torch.float16)) == "triton"
+    assert chosen_on_gpu(table, op="bias_act_") == "triton"  # the in-place twin
+    for other in (OnGpu(torch.float32), OnGpu(requires_grad=True), OnGpu(channels_last=True)):
+        assert chosen_on_gpu(table, x=other) == "cuda"
+    with torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_available() else torch.no_grad():
+        assert chosen_on_gpu(table, x=OnGpu(requires_grad=True)) == ("cuda" if torch.is_grad_enabled() else "triton")
+
+
+def test_a_fallback_on_a_gpu_warns_where_nothing_was_measured(chosen_on_gpu):
+    with pytest.raises(UserWarning, match="bias_act runs in eager PyTorch on cuda"):
+        chosen_on_gpu({}, implementations=("eager",))
+    assert chosen_on_gpu({}, op="conv2d", implementations=("eager",)) == "eager"  # where cuDNN convolves
+
+
+def test_why_an_op_would_run_in_eager():
+    def why(op, device, names=()):
+        return _backend.why_eager(op, dict.fromkeys(names), device)
+
+    assert why("conv2d", "cuda") is None
+    assert why("bias_act", "cuda").startswith("cuda: bias_act has no cuda implementation; triton: ")
+    assert why("bias_act", "mps") == "imagegen has no kernels for mps"
+
+
+def test_a_measured_choice_compiles(monkeypatch):
+    """Sizes that change are compared with the limits; a table that is asked leaves no break in the graph."""
+    monkeypatch.setattr(_backend, "FASTEST", {"sm_90": {"bias_act": {("float32", "nchw", "forward"): SIZES}}})
+    monkeypatch.setattr(_backend, "architecture", lambda device: "sm_90")
+
+    def double(x):
+        fastest = _backend._fastest("bias_act", x, 5e5 * x.numel())
+        return 2 * x if fastest[0] == "triton" else 3 * x
+
+    compiled = torch.compile(double, fullgraph=True, backend="eager", dynamic=True)
+    assert torch.equal(compiled(torch.ones(2)), 2 * torch.ones(2))
+    assert torch.equal(compiled(torch.ones(7)), 3 * torch.ones(7))
 
 
 def test_imagegen_backend_forces_one(chosen, monkeypatch):

@@ -72,6 +72,17 @@ def test_cuda_without_a_gpu_says_so(capsys):
     assert all("no CUDA device is available to torch" in line for line in cuda)
 
 
+def test_it_says_what_was_measured_on_this_machines_gpus(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(_backend, "architecture", lambda device: ("sm_80", "sm_90")[device.index])
+    monkeypatch.setattr(_backend, "FASTEST", {"sm_90": {"attention": {}, "sampler_step": {}}})
+    first, second, third = (line for line in lines(capsys) if "measured" in line)
+    assert first.startswith(f"not measured on sm_80: {', '.join(imagegen.ops.__all__)}; ")
+    assert first.endswith("there it is cuda, then triton, then eager, the first that is ready")
+    assert second == "on sm_90 the fastest backend as measured is taken for attention, sampler_step"
+    assert "attention" not in third and "sampler_step" not in third and "bias_act, conv2d" in third
+
+
 def test_the_command_line_prints_the_same(capsys):
     command = subprocess.run([sys.executable, "-m", "imagegen", "info"], capture_output=True, text=True, check=True)
     assert command.stdout.splitlines() == lines(capsys)

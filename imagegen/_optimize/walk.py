@@ -112,15 +112,8 @@ def _observed(module, fusion):
 def _missing_kernel(fusion):
     """None where the fusion's op has a kernel or a library for the modules' device, else why each backend has not."""
     devices = {p.device.type for module in (fusion.module, *fusion.parts) for p in module.parameters(recurse=False)}
+    if _backend.forced is not None:
+        return None
     implementations = _backend.implementations(fusion.by)
-    for device in devices or {"cpu"}:
-        if (fusion.by, device) in _backend.LIBRARIES:
-            continue
-        reasons = [
-            _backend.why_not(fusion.by, implementations, backend, device)
-            for backend in _backend.PREFERENCE.get(device, ())
-            if backend != "eager"
-        ]
-        if all(reasons) and _backend.forced is None:
-            return "; ".join(reasons) or f"imagegen has no kernels for {device}"
-    return None
+    reasons = (_backend.why_eager(fusion.by, implementations, device) for device in devices or {"cpu"})
+    return next(filter(None, reasons), None)

@@ -54,7 +54,7 @@ def conv2d(
         Neural Networks", 2016.
     """
     _check(x, weight, bias, residual, scale, shift, input_activation, activation)
-    run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x)
+    run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x, flop=18 * x.numel() * weight.size(0))
     return run(x, weight, bias, residual, scale, shift, input_activation, activation)
 
 

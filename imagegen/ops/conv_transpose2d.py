@@ -63,7 +63,8 @@ def conv_transpose2d(
         )
     ]
     _check(x, weight, bias, geometry, scale, shift, activation)
-    run = _backend.choose("conv_transpose2d", _IMPLEMENTATIONS, backend, x, _declines)
+    flop = 2 * x.numel() * weight.size(1) * weight.size(2) * weight.size(3)
+    run = _backend.choose("conv_transpose2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
     return run(x, weight, bias, *geometry, scale, shift, activation)
 
 

@@ -33,7 +33,7 @@ def group_norm(
     Source: Wu and He, "Group Normalization", 2018; scale and shift: Perez et al., "FiLM", 2018.
     """
     _check(x, num_groups, weight, bias, eps, scale, shift, activation)
-    run = _backend.choose("group_norm", _IMPLEMENTATIONS, backend, x)
+    run = _backend.choose("group_norm", _IMPLEMENTATIONS, backend, x, flop=10 * x.numel())
     return run(x, num_groups, weight, bias, float(eps), scale, shift, activation)
 
 

@@ -23,7 +23,7 @@ def group_norm_factors(x, num_groups, weight=None, bias=None, *, eps=1e-5, scale
     Raises: ValueError or TypeError that names the argument.
     """
     _check(x, num_groups, weight, bias, eps, scale, shift, "linear")
-    run = _backend.choose("group_norm_factors", _IMPLEMENTATIONS, backend, x)
+    run = _backend.choose("group_norm_factors", _IMPLEMENTATIONS, backend, x, flop=3 * x.numel())
     return run(x, num_groups, weight, bias, float(eps), scale, shift)
 
 

@@ -35,7 +35,8 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", backend=None):
     Source: Winograd, "Arithmetic Complexity of Computations", 1980, on data where every pixel appears twice.
     """
     _check(x, weight, bias, activation)
-    run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines)
+    flop = 72 * x.numel() * weight.size(0)
+    run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
     return run(x, weight, bias, activation)
 
 
