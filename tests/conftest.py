@@ -37,6 +37,23 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def float32_products(monkeypatch):
+    """float32 is multiplied as float32 on a GPU too: cuDNN's default, TF32, keeps ten bits of it."""
+    _allow_tf32(monkeypatch, False)
+
+
+@pytest.fixture
+def tf32(monkeypatch, float32_products):
+    """torch's own switches allow TF32, for tests of what follows them."""
+    _allow_tf32(monkeypatch, True)
+
+
+def _allow_tf32(monkeypatch, allowed):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+
+
 @pytest.fixture(params=_library._C.cpu_capabilities() if _library._C else ["none"])
 def capability(request):
     """Run the test under every instruction set of this machine that the CPU kernels were built for."""
