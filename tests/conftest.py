@@ -1,5 +1,6 @@
 """Fixtures of every test."""
 
+import contextlib
 import importlib.util
 import os
 
@@ -38,20 +39,28 @@ def seed():
 
 
 @pytest.fixture(autouse=True)
-def float32_products(monkeypatch):
+def float32_products():
     """float32 is multiplied as float32 on a GPU too: cuDNN's default, TF32, keeps ten bits of it."""
-    _allow_tf32(monkeypatch, False)
+    with _tf32(False):
+        yield
 
 
 @pytest.fixture
-def tf32(monkeypatch, float32_products):
+def tf32(float32_products):
     """torch's own switches allow TF32, for tests of what follows them."""
-    _allow_tf32(monkeypatch, True)
+    with _tf32(True):
+        yield
 
 
-def _allow_tf32(monkeypatch, allowed):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+@contextlib.contextmanager
+def _tf32(allowed):
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = allowed
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
 
 
 @pytest.fixture(params=_library._C.cpu_capabilities() if _library._C else ["none"])
