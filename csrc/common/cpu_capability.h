@@ -16,6 +16,20 @@ CpuCapability cpu_capability();
 CpuCapability best_cpu_capability();
 void set_cpu_capability(CpuCapability capability);
 
+// The instruction set that computes a dtype: double is for gradient checks, and built once, in the baseline; the
+// avx512_bf16 kernels are built for bf16 alone.
+inline CpuCapability capability_for(Dtype dtype) {
+  const CpuCapability best = cpu_capability();
+  if (dtype == Dtype::f64) return CpuCapability::baseline;
+  return dtype == Dtype::bf16 || best < CpuCapability::avx512 ? best : CpuCapability::avx512;
+}
+
+// The same for sums over so many channels. Few stay in float: the rounding errors of bf16 dot products do not average
+// out, and they cost little.
+inline CpuCapability capability_for(Dtype dtype, int64_t channels) {
+  return capability_for(dtype == Dtype::bf16 && channels < 32 ? Dtype::f32 : dtype);
+}
+
 }  // namespace imagegen
 
 #if defined(__x86_64__)
@@ -32,16 +46,16 @@ void set_cpu_capability(CpuCapability capability);
   namespace avx512_bf16 {            \
   __VA_ARGS__;                       \
   }
-#define IMAGEGEN_PICK_KERNEL(kernel, dtype)                                                             \
+#define IMAGEGEN_PICK_KERNEL(kernel, ...)                                                               \
   ([&] {                                                                                                \
     constexpr decltype(&baseline::kernel) table[] = {&baseline::kernel, &avx2::kernel, &avx512::kernel, \
                                                      &avx512_bf16::kernel};                             \
-    return table[dtype == Dtype::f64 ? 0 : static_cast<int>(cpu_capability())];                         \
+    return table[static_cast<int>(capability_for(__VA_ARGS__))];                                        \
   }())
 #else
 #define IMAGEGEN_DECLARE_KERNEL(...) \
   namespace baseline {               \
   __VA_ARGS__;                       \
   }
-#define IMAGEGEN_PICK_KERNEL(kernel, dtype) (&baseline::kernel)
+#define IMAGEGEN_PICK_KERNEL(kernel, ...) (&baseline::kernel)
 #endif

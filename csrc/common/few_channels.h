@@ -15,70 +15,31 @@ constexpr int64_t kFewChannels = 4;
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-template <class Alg, class S, int kCout>
-class FewChannels {
-  using T = Compute<S>;
-  static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
-  static constexpr int kWeights = kScale * kScale * kSpan * kSpan, kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
-  static constexpr int64_t kColumns = 8 * L;       // a stage of input this wide,
-  static constexpr int64_t kStage = 512 << 10;     // and this many bytes large, stays in the second-level cache
-  static constexpr int64_t kWidth = kColumns + L;  // one column of halo on each side, whole vectors
+// A band of the input in the second-level cache, where lanes are pixels.
+template <class T>
+class InputStage {
+  static constexpr int L = kLanes<T>;
 
   const ProductConvParams& p;
-  const int64_t blocks_h, blocks_w;  // of output
-  const int64_t rows;                // of input in a stage, without the halo
 
  public:
-  explicit FewChannels(const ProductConvParams& p)
-      : p(p),
-        blocks_h(ceil_div(p.out_h, kScale)),
-        blocks_w(ceil_div(p.out_w, kScale)),
-        rows(max<int64_t>(1, min<int64_t>(8, kStage / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
+  static constexpr int64_t kColumns = 8 * L;       // a stage this wide,
+  static constexpr int64_t kBytes = 512 << 10;     // and this many bytes large, stays in the cache
+  static constexpr int64_t kWidth = kColumns + L;  // one column of halo on each side, whole vectors
+  const int64_t rows;                              // of input, without the halo
 
-  void run(const PackWeightParams& w) const {
-    const int64_t bands = ceil_div(blocks_h, rows), columns = ceil_div(blocks_w, kColumns);
-    const size_t bytes = p.cin * kCout * kWeights * sizeof(T);
-    T* const weights = static_cast<T*>(allocate(bytes));
-    fold(w, weights);
-    const int64_t items = p.batch * bands * columns;
-    parallel_claim(items, [&](const auto& claim) {
-      T* const stage = static_cast<T*>(workspace(p.cin * (rows + 2) * kWidth * sizeof(T)));
-      for (int64_t item; (item = claim()) < items;) {
-        const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
-        const int64_t height = min(rows, blocks_h - h0), width = min(kColumns, blocks_w - w0);
-        fill(stage, b, h0, w0, height, width);
-        for (int64_t h = 0; h < height; ++h)
-          for (int64_t x = 0; x < width; x += L)
-            convolve(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, min<int64_t>(L, width - x));
-      }
-    });
-    release(weights, bytes);
+  explicit InputStage(const ProductConvParams& p)
+      : p(p), rows(max<int64_t>(1, min<int64_t>(8, kBytes / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
+
+  int64_t plane() const { return (rows + 2) * kWidth; }
+
+  // stage[channel][row][column] = the input around the band, with one pixel of halo, zero outside the image.
+  void fill(T* stage, int64_t b, int64_t h0, int64_t w0, int64_t height, int64_t width) const {
+    dispatch_dtype<T>(p.dtype, [&]<class S>() { fill<S>(stage, b, h0, w0, height, width); });
   }
 
  private:
-  // [cin][cout][row in the block of kScale][column][row of kSpan][column]: sums of the weights that meet the same
-  // pixel.
-  void fold(const PackWeightParams& w, T* to) const {
-    const auto each = [](const auto& f) {
-      for (int row = 0; row < kScale; ++row)
-        for (int col = 0; col < kScale; ++col)
-          for (int i = 0; i < kSpan; ++i)
-            for (int j = 0; j < kSpan; ++j) f(Alg::kTaps[row][i], Alg::kTaps[col][j]);
-    };
-    for (int64_t ci = 0; ci < p.cin; ++ci)
-      for (int64_t co = 0; co < kCout; ++co) {
-        const S* from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
-        each([&](const int (&rows)[kTaps], const int (&cols)[kTaps]) {
-          T sum = 0;
-          for (int a = 0; a < kTaps; ++a)
-            for (int b = 0; b < kTaps; ++b)
-              if (rows[a] && cols[b]) sum += to_compute(from[a * w.w_stride[2] + b * w.w_stride[3]]);
-          *to++ = sum;
-        });
-      }
-  }
-
-  // stage[channel][row][column] = the input around the band, with one pixel of halo, zero outside the image.
+  template <class S>
   void fill(T* stage, int64_t b, int64_t h0, int64_t w0, int64_t height, int64_t width) const {
     const S* image = static_cast<const S*>(p.x) + b * p.x_stride[0];
     const int64_t first = max<int64_t>(0, w0 - 1), last = min(p.in_w, w0 + width + 1);
@@ -95,6 +56,7 @@ class FewChannels {
     }
   }
 
+  template <class S>
   void fill_channels_last(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
     for (int64_t c = 0; c < p.cin; c += L)
       for (int64_t w = first; w < last; w += L) {
@@ -106,6 +68,7 @@ class FewChannels {
       }
   }
 
+  template <class S>
   void fill_planar(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
     for (int64_t c = 0; c < p.cin; ++c) {
       const S* from = row + c * p.x_stride[1];
@@ -135,13 +98,70 @@ class FewChannels {
       }
     });
   }
+};
 
-  int64_t plane() const { return (rows + 2) * kWidth; }
+template <class Alg, class T, int kCout>
+class FewChannels {
+  static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
+  static constexpr int kWeights = kScale * kScale * kSpan * kSpan, kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
+  static constexpr int64_t kColumns = InputStage<T>::kColumns, kWidth = InputStage<T>::kWidth;
+
+  const ProductConvParams& p;
+  const int64_t blocks_h, blocks_w;  // of output
+  const InputStage<T> input;
+
+ public:
+  explicit FewChannels(const ProductConvParams& p)
+      : p(p), blocks_h(ceil_div(p.out_h, kScale)), blocks_w(ceil_div(p.out_w, kScale)), input(p) {}
+
+  void run(const PackWeightParams& w) const {
+    const int64_t rows = input.rows, bands = ceil_div(blocks_h, rows), columns = ceil_div(blocks_w, kColumns);
+    const size_t bytes = p.cin * kCout * kWeights * sizeof(T);
+    T* const weights = static_cast<T*>(allocate(bytes));
+    fold(w, weights);
+    const int64_t items = p.batch * bands * columns;
+    parallel_claim(items, [&](const auto& claim) {
+      T* const stage = static_cast<T*>(workspace(p.cin * input.plane() * sizeof(T)));
+      for (int64_t item; (item = claim()) < items;) {
+        const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
+        const int64_t height = min(rows, blocks_h - h0), width = min(kColumns, blocks_w - w0);
+        input.fill(stage, b, h0, w0, height, width);
+        for (int64_t h = 0; h < height; ++h)
+          for (int64_t x = 0; x < width; x += L)
+            convolve(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, min<int64_t>(L, width - x));
+      }
+    });
+    release(weights, bytes);
+  }
+
+ private:
+  // [cin][cout][row in the block of kScale][column][row of kSpan][column]: sums of the weights that meet the same
+  // pixel.
+  void fold(const PackWeightParams& w, T* to) const {
+    const auto each = [](const auto& f) {
+      for (int row = 0; row < kScale; ++row)
+        for (int col = 0; col < kScale; ++col)
+          for (int i = 0; i < kSpan; ++i)
+            for (int j = 0; j < kSpan; ++j) f(Alg::kTaps[row][i], Alg::kTaps[col][j]);
+    };
+    for (int64_t ci = 0; ci < p.cin; ++ci)
+      for (int64_t co = 0; co < kCout; ++co) {
+        T taps[kTaps * kTaps][L];
+        dispatch_dtype<T>(w.dtype, [&]<class S>() { gather_taps<S, kTaps, T>(w, co, ci, 1, taps); });
+        each([&](const int (&rows)[kTaps], const int (&cols)[kTaps]) {
+          T sum = 0;
+          for (int a = 0; a < kTaps; ++a)
+            for (int b = 0; b < kTaps; ++b)
+              if (rows[a] && cols[b]) sum += taps[a * kTaps + b][0];
+          *to++ = sum;
+        });
+      }
+  }
 
   // The block of kScale x kScale output pixels of every channel for each of n input pixels in a row.
   void convolve(const T* stage, const T* weights, int64_t b, int64_t h, int64_t w, int64_t n) const {
     Vec<T> y[kCout][kScale][kScale] = {};
-    for (int64_t c = 0; c < p.cin; ++c, stage += plane()) {
+    for (int64_t c = 0; c < p.cin; ++c, stage += input.plane()) {
       Vec<T> x[3][3];
       UNROLL(3)
       for (int i = 0; i < 3; ++i) UNROLL(3) for (int j = 0; j < 3; ++j) x[i][j] = load(stage + i * kWidth + j);
@@ -152,11 +172,14 @@ class FewChannels {
         y[co][row][col] += x[row + i / kSpan % kSpan][col + i % kSpan] * weights[i];
       }
     }
-    for (int co = 0; co < kCout; ++co) finish(co, &y[co][0][0], b, h, w, n);
+    dispatch_dtype<T>(p.dtype, [&]<class S>() {
+      for (int co = 0; co < kCout; ++co) finish<S>(co, &y[co][0][0], b, h, w, n);
+    });
   }
 
-  INLINE void finish(int co, Vec<T>* y, int64_t b, int64_t h, int64_t w, int64_t n) const {
-    const ChannelMap<T> map = channel_map<S>(p, co, 1);
+  template <class S>
+  void finish(int co, Vec<T>* y, int64_t b, int64_t h, int64_t w, int64_t n) const {
+    const ChannelMap<T> map = channel_map<T>(p, co, 1);
     const int64_t channel = p.y_channels_last ? 1 : p.out_h * p.out_w, pixel = p.y_channels_last ? kCout : 1;
     const int64_t corner = b * kCout * p.out_h * p.out_w + co * channel + (h * p.out_w + w) * kScale * pixel;
     const auto at = [&](int i, int64_t k) { return corner + (i / kScale * p.out_w + k * kScale + i % kScale) * pixel; };
@@ -169,7 +192,7 @@ class FewChannels {
       for (int64_t k = 0; p.residual && k < count(i); ++k)
         y[i][k] += to_compute(static_cast<const S*>(p.residual)[at(i, k)]);
     }
-    activate_all<T>(p.activation, y, kScale * kScale);
+    if (p.activation != Activation::linear) activate_all<T>(p.activation, y, kScale * kScale);
     S* const to = static_cast<S*>(p.y);
     if (kScale == 1 && pixel == 1) return store(to + at(0, 0), y[0], n);
     for (int i = 0; i < kScale * kScale; ++i)
@@ -179,14 +202,17 @@ class FewChannels {
 
 template <class Alg>
 void few_channels(const ProductConvParams& p, const PackWeightParams& w) {
-  dispatch_dtype(p.dtype, [&]<class S>() {
+  const auto run = [&]<class T>() {
     switch (p.cout) {
-      case 1: return FewChannels<Alg, S, 1>(p).run(w);
-      case 2: return FewChannels<Alg, S, 2>(p).run(w);
-      case 3: return FewChannels<Alg, S, 3>(p).run(w);
-      case 4: return FewChannels<Alg, S, 4>(p).run(w);
+      case 1: return FewChannels<Alg, T, 1>(p).run(w);
+      case 2: return FewChannels<Alg, T, 2>(p).run(w);
+      case 3: return FewChannels<Alg, T, 3>(p).run(w);
+      case 4: return FewChannels<Alg, T, 4>(p).run(w);
     }
-  });
+  };
+  if constexpr (kVectorBytes == 16)
+    if (p.dtype == Dtype::f64) return run.template operator()<double>();
+  run.template operator()<float>();
 }
 
 }  // namespace

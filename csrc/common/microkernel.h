@@ -32,16 +32,16 @@ struct Bf16Dot {
   }
 };
 #endif
-// Calls f.template operator()<E>() with the product for elements S and a sum over this many channels. Sums of few
-// channels stay in float: their rounding errors do not average out, and they cost little.
-template <class S, class F>
-INLINE void dispatch_dot([[maybe_unused]] int64_t channels, const F& f) {
-  if constexpr (sizeof(S) == 8) return f.template operator()<DoubleDot>();
+// Calls f.template operator()<E>() with this instruction set's product for a dtype.
+template <class F>
+INLINE void dispatch_dot([[maybe_unused]] Dtype dtype, const F& f) {
 #if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<S, bf16>)
-    if (channels >= 32) return f.template operator()<Bf16Dot>();
+  f.template operator()<Bf16Dot>();
+#else
+  if constexpr (kVectorBytes == 16)
+    if (dtype == Dtype::f64) return f.template operator()<DoubleDot>();
+  f.template operator()<FloatDot>();
 #endif
-  if constexpr (sizeof(S) != 8) return f.template operator()<FloatDot>();
 }
 
 // What comes next in U, to be brought to the second-level cache meanwhile: 3-7 % where the weights exceed it.

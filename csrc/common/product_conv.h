@@ -47,12 +47,6 @@ constexpr bool is_built() {
   return true;
 }
 
-// Calls f.template operator()<S, E>() for stored elements S and their products E.
-template <class F>
-INLINE void dispatch_product(Dtype dtype, int64_t cin, const F& f) {
-  dispatch_dtype(dtype, [&]<class S>() { dispatch_dot<S>(cin, [&]<class E>() { f.template operator()<S, E>(); }); });
-}
-
 // Multiplications that a pair of channels takes. Reading a weight from memory costs as much as multiplying by it for
 // eight tiles, which counts where there are few.
 template <class Alg>
@@ -66,7 +60,7 @@ int64_t cost(const ConvShape& s) {
 template <class Small, class Large>
 ConvAlgorithm choose_tiles(const ConvShape& s) {
   bool large = false;
-  dispatch_product(s.dtype, s.cin, [&]<class S, class E>() {
+  dispatch_dot(s.dtype, [&]<class E>() {
     if constexpr (is_built<Large, E>()) large = cost<Large>(s) < cost<Small>(s);
   });
   return large ? ConvAlgorithm::large_tiles : ConvAlgorithm::small_tiles;
@@ -78,7 +72,7 @@ int64_t packed_elements(int64_t cin, int64_t cout) {
   return ceil_div(cout, kPanel) * kPanel * Alg::kWeights * Alg::kWeights * ceil_div(cin, E::kPair);
 }
 
-template <class Alg, class E, class S>
+template <class Alg, class E>
 class ProductConv {
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L, kChunk = L * E::kPair;
@@ -87,12 +81,11 @@ class ProductConv {
   // Tiles that share each panel of weights while it is in cache. From 24 to 96 the time is the same within 2 %, at 12
   // it is up to 1.4x; few keep the transforms in the second-level cache and the memory small (1 MB at 512 channels).
   static constexpr int64_t kTiles = 24;
-  using Transform = TileTransform<Alg, E, S>;
+  using Transform = TileTransform<Alg, E>;
 
   const ProductConvParams& p;
   const TileGrid grid;
   const ImageView image;
-  const OutputTiles<kOut, S> output;
   const int64_t tiles, steps, panels;
 
  public:
@@ -100,7 +93,6 @@ class ProductConv {
       : p(p),
         grid{ceil_div(p.out_h, kOut), ceil_div(p.out_w, kOut)},
         image(image_view(p)),
-        output{p},
         tiles(p.batch * grid.rows * grid.cols),
         steps(ceil_div(p.cin, E::kPair)),
         panels(ceil_div(p.cout, kPanel)) {}
@@ -194,7 +186,7 @@ class ProductConv {
 
   void combine_panel(const Scratch& s, int64_t first, int64_t n, int64_t c0, int64_t channels) const {
     ChannelMap<T> map[kPanelVectors];
-    for (int v = 0; v * L < channels; ++v) map[v] = channel_map<S>(p, c0 + v * L, channels - v * L);
+    for (int v = 0; v * L < channels; ++v) map[v] = channel_map<T>(p, c0 + v * L, channels - v * L);
     int64_t run = 0, length = 0;
     for (int64_t t = 0; t < n; ++t) {
       const TileGrid::Tile at = grid.tile(first + t);
@@ -203,14 +195,16 @@ class ProductConv {
         Vec<T> y[kOut * kOut];
         combine_tile(s.products + t * kPanel + v * L, s.product_stride, map[v], y);
         if (p.y_channels_last)
-          output.store_pixels(at, c0 + v * L, channels - v * L, y);
+          dispatch_dtype<T>(p.dtype, [&]<class S>() { store_pixels<S, kOut>(p, at, c0 + v * L, channels - v * L, y); });
         else
           for (int i = 0; i < kOut; ++i)
             for (int j = 0; j < kOut; ++j)
               store(s.outputs + ((i * length + t - run) * kOut + j) * kPanel + v * L, y[i * kOut + j]);
       }
       if (!p.y_channels_last && t + 1 == run + length)
-        output.store_rows(s.outputs, grid.tile(first + run), length, c0, channels);
+        dispatch_dtype<T>(p.dtype, [&]<class S>() {
+          store_rows<S>(p, s.outputs, kOut, grid.tile(first + run), length, c0, channels);
+        });
     }
   }
 
@@ -234,8 +228,17 @@ INLINE V interleave(const V (&f)[E::kPair][N][N], int i, int j) {
   return f[0][i][j];
 }
 
+// The weights of n output channels from co on for input channel ci, [tap][L].
+template <class S, int kTaps, class T>
+NOINLINE void gather_taps(const PackWeightParams& p, int64_t co, int64_t ci, int64_t n, T (*w)[kLanes<T>]) {
+  const S* source = static_cast<const S*>(p.w) + co * p.w_stride[0] + ci * p.w_stride[1];
+  for (int64_t k = 0; k < n; ++k, source += p.w_stride[0]) UNROLL(16)
+  for (int tap = 0; tap < kTaps * kTaps; ++tap)
+    w[tap][k] = to_compute(source[tap / kTaps * p.w_stride[2] + tap % kTaps * p.w_stride[3]]);
+}
+
 // G w G^T for every pair of channels: float sums, rounded once to what the products take.
-template <class Alg, class E, class S>
+template <class Alg, class E>
 void pack_weight(const PackWeightParams& p) {
   using T = typename E::T;
   constexpr int L = kLanes<T>, kWeights = Alg::kWeights, kTaps = sizeof(Alg::kG[0]) / sizeof(double);
@@ -251,11 +254,8 @@ void pack_weight(const PackWeightParams& p) {
         for (int e = 0; e < E::kPair; ++e) {
           const int64_t ci = step * E::kPair + e;
           T w[kTaps * kTaps][L] = {};
-          const S* source = static_cast<const S*>(p.w) + ci * p.w_stride[1];
-          for (int64_t k = 0; ci < p.cin && k < min<int64_t>(L, p.cout - c0 - v * L); ++k) UNROLL(16)
-          for (int tap = 0; tap < kTaps * kTaps; ++tap)
-            w[tap][k] = to_compute(
-                source[(c0 + v * L + k) * p.w_stride[0] + tap / kTaps * p.w_stride[2] + tap % kTaps * p.w_stride[3]]);
+          const int64_t co = c0 + v * L, n = ci < p.cin ? min<int64_t>(L, p.cout - co) : 0;
+          dispatch_dtype<T>(p.dtype, [&]<class S>() { gather_taps<S, kTaps, T>(p, co, ci, n, w); });
           Vec<T> columns[kWeights][kTaps];
           UNROLL(4) for (int j = 0; j < kTaps; ++j) {
             Vec<T> x[kTaps], sums[kWeights];
@@ -279,17 +279,17 @@ void pack_weight(const PackWeightParams& p) {
 // The convolution by an algorithm, and the bytes of its packed weight, which it makes where there is memory for it.
 template <class Alg>
 void product_conv(const ProductConvParams& p) {
-  dispatch_product(p.dtype, p.cin, [&]<class S, class E>() {
-    if constexpr (is_built<Alg, E>()) ProductConv<Alg, E, S>(p).run();
+  dispatch_dot(p.dtype, [&]<class E>() {
+    if constexpr (is_built<Alg, E>()) ProductConv<Alg, E>(p).run();
   });
 }
 
 template <class Alg>
 int64_t product_conv_pack(const PackWeightParams& p) {
   int64_t bytes = 0;
-  dispatch_product(p.dtype, p.cin, [&]<class S, class E>() {
+  dispatch_dot(p.dtype, [&]<class E>() {
     if constexpr (is_built<Alg, E>()) {
-      if (p.u) pack_weight<Alg, E, S>(p);
+      if (p.u) pack_weight<Alg, E>(p);
       bytes = packed_elements<Alg, E>(p.cin, p.cout) * int64_t{sizeof(typename E::T)};
     }
   });

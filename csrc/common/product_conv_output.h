@@ -38,18 +38,16 @@ namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
 template <class T>
-INLINE void activate_all(Activation activation, Vec<T>* y, int n) {
-  if (activation == Activation::linear) return;
+NOINLINE void activate_all(Activation activation, Vec<T>* y, int n) {
   dispatch_activation(activation, [&]<Activation A>() {
     for (int i = 0; i < n; ++i) y[i] = activate<A, T>(y[i]);
   });
 }
 
 INLINE ImageView image_view(const ProductConvParams& p) {
-  return {p.x,       {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]},
-          p.cin,     p.in_h,
-          p.in_w,    p.x_scale,
-          p.x_shift, p.x_activation};
+  return {p.x,       p.dtype,   {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]},
+          p.cin,     p.in_h,    p.in_w,
+          p.x_scale, p.x_shift, p.x_activation};
 }
 
 // What is done to L channels of the sums, y = sums * scale + shift.
@@ -58,10 +56,11 @@ struct ChannelMap {
   Vec<T> scale = broadcast(T(1)), shift{};
 };
 
-template <class S, class T = Compute<S>>
+template <class T>
 INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t channels) {
   ChannelMap<T> map;
-  if (p.bias) map.shift = load(static_cast<const S*>(p.bias) + c, channels);
+  if (p.bias)
+    dispatch_dtype<T>(p.dtype, [&]<class S>() { map.shift = load(static_cast<const S*>(p.bias) + c, channels); });
   if (p.scale) {
     map.scale = load(static_cast<const T*>(p.scale) + c, channels);
     map.shift *= map.scale;
@@ -70,57 +69,60 @@ INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t 
   return map;
 }
 
-// Writes sums of products, mapped already, to blocks of kOut x kOut pixels: adds the residual, activates, stores.
-template <int kOut, class S>
-struct OutputTiles {
-  using T = Compute<S>;
-  static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
+// Both write sums of products, mapped already, as blocks of pixels: add the residual, activate, store.
 
-  const ProductConvParams& p;
-
-  // L channels of one block, pixel by pixel.
-  INLINE void store_pixels(const TileGrid::Tile& at, int64_t c, int64_t channels, Vec<T>* y) const {
-    const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
-    const int64_t first = ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
-    const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
-    const auto pixel = [&](int i, int j) { return first + (i * p.out_w + j) * p.cout; };
-    if (p.residual) {
-      const S* residual = static_cast<const S*>(p.residual);
-      for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < cols; ++j) y[i * kOut + j] += load(residual + pixel(i, j), channels);
-    }
-    activate_all<T>(p.activation, y, kOut * kOut);
-    S* out = static_cast<S*>(p.y);
-    if (rows == kOut && cols == kOut && channels >= L) {
-      UNROLL(4)
-      for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
-      return;
-    }
+// L channels of one block of kOut x kOut pixels, y[row][column], in channels_last.
+template <class S, int kOut, class T = Compute<S>>
+NOINLINE void store_pixels(const ProductConvParams& p, const TileGrid::Tile& at, int64_t c, int64_t channels,
+                           Vec<T>* y) {
+  const int64_t h0 = at.row * kOut, w0 = at.col * kOut;
+  const int64_t first = ((at.b * p.out_h + h0) * p.out_w + w0) * p.cout + c;
+  const int64_t rows = min<int64_t>(kOut, p.out_h - h0), cols = min<int64_t>(kOut, p.out_w - w0);
+  const auto pixel = [&](int i, int j) { return first + (i * p.out_w + j) * p.cout; };
+  if (p.residual) {
+    const S* residual = static_cast<const S*>(p.residual);
     for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
+      for (int j = 0; j < cols; ++j) y[i * kOut + j] += load(residual + pixel(i, j), channels);
   }
+  if (p.activation != Activation::linear) activate_all<T>(p.activation, y, kOut * kOut);
+  S* out = static_cast<S*>(p.y);
+  if (rows == kOut && cols == kOut && channels >= kLanes<T>) {
+    UNROLL(4)
+    for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
+    return;
+  }
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
+}
 
-  // A run of tiles in one row of tiles, [kOut rows][column][kPanel], turned into rows of pixels.
-  void store_rows(const T* outputs, const TileGrid::Tile& at, int64_t length, int64_t c0, int64_t channels) const {
-    const int64_t h0 = at.row * kOut, w0 = at.col * kOut, width = min(length * kOut, p.out_w - w0);
-    for (int64_t i = 0; i < kOut && h0 + i < p.out_h; ++i)
-      for (int64_t v = 0; v * L < channels; ++v)
-        for (int64_t w = 0; w < width; w += L) {
-          Vec<T> r[L];
-          for (int k = 0; k < L; ++k)
-            r[k] = w + k < width ? load(outputs + (i * length * kOut + w + k) * kPanel + v * L) : Vec<T>{};
-          transpose<T>(r);
-          const int n = min<int64_t>(L, channels - v * L);
-          const auto line = [&](int k) {
-            return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
-          };
-          for (int k = 0; p.residual && k < n; ++k)
-            r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
-          activate_all<T>(p.activation, r, n);
-          for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
+// A run of `length` blocks in one row of blocks, [block_size rows][column][kPanel], turned into contiguous rows.
+template <class S, class T = Compute<S>>
+NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t block_size, const TileGrid::Tile& at,
+                         int64_t length, int64_t c0, int64_t channels) {
+  constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
+  const int64_t h0 = at.row * block_size, w0 = at.col * block_size, columns = length * block_size;
+  const int64_t width = min(columns, p.out_w - w0);
+  for (int64_t i = 0; i < block_size && h0 + i < p.out_h; ++i)
+    for (int64_t v = 0; v * L < channels; ++v)
+      for (int64_t w = 0; w < width; w += L) {
+        Vec<T> r[L];
+        for (int k = 0; k < L; ++k)
+          r[k] = w + k < width ? load(outputs + (i * columns + w + k) * kPanel + v * L) : Vec<T>{};
+        transpose<T>(r);
+        const int n = min<int64_t>(L, channels - v * L);
+        const auto line = [&](int k) {
+          return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
+        };
+        for (int k = 0; p.residual && k < n; ++k) r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
+        if (p.activation != Activation::linear) {  // a copy, so that r stays in registers without one
+          Vec<T> a[L];
+          std::memcpy(a, r, sizeof(r));
+          activate_all<T>(p.activation, a, n);
+          std::memcpy(r, a, sizeof(r));
         }
-  }
-};
+        for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
+      }
+}
 
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

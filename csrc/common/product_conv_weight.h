@@ -73,9 +73,8 @@ INLINE Accumulate<T> accumulate_for_rows(int64_t rows) {
 
 // Alg has kInput and kGradient, the tables of the two transforms, kWeights, kG, and for each product the planes it
 // reads and the weight it belongs to.
-template <class Alg, class S>
+template <class Alg, class E>
 class ProductConvWeight {
-  using E = std::conditional_t<sizeof(S) == 8, DoubleDot, FloatDot>;
   using T = typename E::T;
   using Input = typename Alg::Input;
   using Gradient = typename Alg::Gradient;
@@ -98,9 +97,9 @@ class ProductConvWeight {
         n_rows(swap ? p.cout : p.cin),
         n_wide(swap ? p.cin : p.cout),
         grid{ceil_div(p.in_h, Input::kStep), ceil_div(p.in_w, Input::kStep)},
-        input{p.x, {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]}, p.cin, p.in_h, p.in_w},
-        gradient{
-            p.grad, {p.grad_stride[0], p.grad_stride[1], p.grad_stride[2], p.grad_stride[3]}, p.cout, p.out_h, p.out_w},
+        input{p.x, p.dtype, {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]}, p.cin, p.in_h, p.in_w},
+        gradient{p.grad, p.dtype, {p.grad_stride[0], p.grad_stride[1], p.grad_stride[2], p.grad_stride[3]},
+                 p.cout, p.out_h, p.out_w},
         tiles(p.batch * grid.rows * grid.cols) {}
 
   void run() const {
@@ -124,11 +123,11 @@ class ProductConvWeight {
       const int64_t n = min(block, tiles - first);
       parallel_for(n, 8, [&](int64_t begin, int64_t end) {
         const int64_t m = end - begin;
-        void* scratch = workspace(max(TileTransform<Input, E, S>::scratch_bytes(p.cin, m),
-                                      TileTransform<Gradient, E, S>::scratch_bytes(p.cout, m)));
-        TileTransform<Input, E, S>(input, grid, scratch, m)
+        void* scratch = workspace(max(TileTransform<Input, E>::scratch_bytes(p.cin, m),
+                                      TileTransform<Gradient, E>::scratch_bytes(p.cout, m)));
+        TileTransform<Input, E>(input, grid, scratch, m)
             .run(first + begin, m, [&](int64_t t) { return x + (begin + t) * x_stride; }, L, x_plane);
-        TileTransform<Gradient, E, S>(gradient, grid, scratch, m)
+        TileTransform<Gradient, E>(gradient, grid, scratch, m)
             .run(first + begin, m, [&](int64_t t) { return d + (begin + t) * d_stride; }, L, d_plane);
       });
       const T* rows = swap ? d : x;
@@ -201,11 +200,21 @@ class ProductConvWeight {
     const int64_t runs = swap ? rows : wides, length = kKernel * (swap ? wides : rows);
     for (int64_t i = 0; i < runs; ++i) {
       const int64_t co = swap ? row0 + i : wide0 + i, ci = swap ? wide0 : row0;
-      S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * kKernel;
-      for (int64_t k = 0; k < length; k += L) store(y + k, load(turned + i * length + k), length - k);
+      dispatch_dtype<T>(p.dtype, [&]<class S>() {
+        S* y = static_cast<S*>(p.y) + (co * p.cin + ci) * kKernel;
+        for (int64_t k = 0; k < length; k += L) store(y + k, load(turned + i * length + k), length - k);
+      });
     }
   }
 };
+
+// Sums over many tiles, of which the bf16 dot products would lose digits.
+template <class Alg>
+void product_conv_weight(const ProductConvWeightParams& p) {
+  if constexpr (kVectorBytes == 16)
+    if (p.dtype == Dtype::f64) return ProductConvWeight<Alg, DoubleDot>(p).run();
+  ProductConvWeight<Alg, FloatDot>(p).run();
+}
 
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

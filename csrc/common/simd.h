@@ -14,6 +14,7 @@
 #include "scalar.h"
 
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define IMAGEGEN_PRAGMA(x) _Pragma(#x)
 #define UNROLL(n) IMAGEGEN_PRAGMA(GCC unroll n)
 
@@ -438,17 +439,21 @@ INLINE Vec<double> erf(Vec<double> x) {
   return x;
 }
 
-// Calls f.template operator()<S>() for the element type known at run time.
-template <class F>
-INLINE void dispatch_dtype(Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::f32: return f.template operator()<float>();
-    case Dtype::bf16: return f.template operator()<bf16>();
-    case Dtype::f16: return f.template operator()<fp16>();
-    // Double is for gradient checks: compiled once, in the baseline, which every caller uses for it.
-    case Dtype::f64:
-      if constexpr (kVectorBytes == 16) return f.template operator()<double>();
+// Calls f.template operator()<S>() for the element type known at run time, of those that reach this instruction set
+// (see capability_for) and whose sums are kept in T, if that is known.
+template <class T = void, class F>
+INLINE void dispatch_dtype([[maybe_unused]] Dtype dtype, const F& f) {
+#if defined(__AVX512BF16__)
+  f.template operator()<bf16>();
+#else
+  if constexpr (kVectorBytes == 16 && !std::is_same_v<T, float>)
+    if (std::is_same_v<T, double> || dtype == Dtype::f64) return f.template operator()<double>();
+  if constexpr (!std::is_same_v<T, double>) {
+    if (dtype == Dtype::bf16) return f.template operator()<bf16>();
+    if (dtype == Dtype::f16) return f.template operator()<fp16>();
+    f.template operator()<float>();
   }
+#endif
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace imagegen {
 // A tensor (B, C, H, W) of any strides, read as activation(x * scale + shift) where those are given; outside it is 0.
 struct ImageView {
   const void* data;
+  Dtype dtype;
   int64_t stride[4];
   int64_t channels, height, width;
   const void* scale = nullptr;  // (B, C), contiguous, in the compute type
@@ -186,7 +187,53 @@ struct TileGrid {
   Tile tile(int64_t t) const { return {t / (rows * cols), t / cols % rows, t % cols}; }
 };
 
-template <class Tables, class E, class S>
+// The L channels from c on of a row's pixels begin .. end, side by side every `pixel` elements.
+template <class S, class T>
+NOINLINE void stage_row(const ImageView& x, const TileGrid::Tile& at, int64_t row, int64_t c, int64_t begin,
+                        int64_t end, T* to, int64_t pixel) {
+  constexpr int L = kLanes<T>;
+  const int64_t channels = min<int64_t>(L, x.channels - c);
+  const S* from = static_cast<const S*>(x.data) + at.b * x.stride[0] + row * x.stride[2] + c * x.stride[1];
+  if (x.stride[1] == 1) {
+    for (int64_t w = begin; w < end; ++w, to += pixel) store(to, load(from + w * x.stride[3], channels));
+    return;
+  }
+  for (int64_t w = begin; w < end; w += L, to += L * pixel) {
+    const int64_t n = min<int64_t>(L, end - w);
+    Vec<T> r[L];
+    for (int k = 0; k < L; ++k) {
+      const S* line = from + k * x.stride[1] + w * x.stride[3];
+      S part[L] = {};
+      if (k >= channels)
+        r[k] = Vec<T>{};
+      else if (x.stride[3] == 1)
+        r[k] = load(line, n);
+      else {
+        for (int64_t i = 0; i < n; ++i) part[i] = line[i * x.stride[3]];
+        r[k] = load(part);
+      }
+    }
+    transpose<T>(r);
+    for (int k = 0; k < n; ++k) store(to + k * pixel, r[k]);
+  }
+}
+
+// activation(v * scale + shift) of n staged pixels. By itself it costs a load and a store, which is little beside an
+// activation, and is compiled once for all element types and tables.
+template <class T>
+NOINLINE void map_row(const ImageView& x, int64_t b, int64_t c, T* row, int64_t pixel, int64_t n) {
+  const int64_t channels = min<int64_t>(kLanes<T>, x.channels - c);
+  Vec<T> scale = broadcast(T(1)), shift{};
+  if (x.scale) {
+    scale = load(static_cast<const T*>(x.scale) + b * x.channels + c, channels);
+    shift = load(static_cast<const T*>(x.shift) + b * x.channels + c, channels);
+  }
+  dispatch_activation(x.activation, [&]<Activation A>() {
+    for (int64_t i = 0; i < n; ++i) store(row + i * pixel, activate<A, T>(load(row + i * pixel) * scale + shift));
+  });
+}
+
+template <class Tables, class E>
 class TileTransform {
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kChunk = L * E::kPair, kIn = Tables::kIn, kData = Tables::kData;
@@ -194,62 +241,69 @@ class TileTransform {
   const ImageView& x;
   const TileGrid& grid;
   T* const columns;  // [kIn rows][column][kChunk]: staged input
-  S* const zeros;    // a pixel outside the image
+  T* const zeros;    // a pixel outside the image
 
  public:
   static int64_t scratch_bytes(int64_t channels, int64_t tiles) {
-    return kIn * (tiles * Tables::kStep + kIn + L) * kChunk * sizeof(T) + round_up((channels + kChunk) * sizeof(S), 64);
+    return (kIn * (tiles * Tables::kStep + kIn + L) * kChunk + round_up(channels, L)) * sizeof(T);
   }
 
   TileTransform(const ImageView& x, const TileGrid& grid, void* scratch, int64_t tiles)
       : x(x),
         grid(grid),
         columns(static_cast<T*>(scratch)),
-        zeros(reinterpret_cast<S*>(columns + kIn * (tiles * Tables::kStep + kIn + L) * kChunk)) {
-    std::memset(zeros, 0, (x.channels + kChunk) * sizeof(S));
+        zeros(columns + kIn * (tiles * Tables::kStep + kIn + L) * kChunk) {
+    std::memset(zeros, 0, x.channels * sizeof(T));
   }
 
   // Tiles first .. first + n: data plane i of tile t goes to to(t - first) + i * plane_stride, one vector of channels
-  // every chunk_stride.
+  // every chunk_stride. Whole chunks of plain channels_last input are read where they lie, the rest is staged.
   template <class To>
   void run(int64_t first, int64_t n, const To& to, int64_t chunk_stride, int64_t plane_stride) const {
-    if (x.stride[1] == 1 && !x.is_mapped()) return run_channels_last(first, n, to, chunk_stride, plane_stride);
-    run_staged(first, n, to, chunk_stride, plane_stride);
+    const bool plain =
+        x.stride[1] == 1 && !x.is_mapped() && E::kPair == 1 && x.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32);
+    const int64_t in_place = plain ? x.channels / L * L : 0;
+    if (in_place > 0) run_in_place(in_place, first, n, to, chunk_stride, plane_stride);
+    if (in_place < x.channels) run_staged(in_place, first, n, to, chunk_stride, plane_stride);
   }
 
  private:
+  // The channels before `end`.
   template <class To>
-  void run_channels_last(int64_t first, int64_t n, const To& to, int64_t chunk_stride, int64_t plane_stride) const {
+  void run_in_place(int64_t end, int64_t first, int64_t n, const To& to, int64_t chunk_stride,
+                    int64_t plane_stride) const {
     for (int64_t t = 0; t < n; ++t) {
       const TileGrid::Tile at = grid.tile(first + t);
-      const S* pixels[kIn][kIn];
+      const T* image = static_cast<const T*>(x.data) + at.b * x.stride[0];
+      const T* pixels[kIn][kIn];
       for (int i = 0; i < kIn; ++i)
         for (int j = 0; j < kIn; ++j) {
           const int64_t h = at.row * Tables::kStep + Tables::kOffset + i,
                         w = at.col * Tables::kStep + Tables::kOffset + j;
           const bool inside = h >= 0 && h < x.height && w >= 0 && w < x.width;
-          pixels[i][j] = inside ? row(at.b, h) + w * x.stride[3] : zeros;
+          pixels[i][j] = inside ? image + h * x.stride[2] + w * x.stride[3] : zeros;
         }
       T* d = to(t);
-      for (int64_t c = 0; c < x.channels; c += kChunk, d += chunk_stride)
-        transform(pixels, c, x.channels - c, d, plane_stride);
+      for (int64_t c = 0; c < end; c += kChunk, d += chunk_stride) transform(pixels, c, d, plane_stride);
     }
   }
 
-  // A run of tiles in one row of tiles at a time, so that its staged pixels stay in cache. Rows that two runs share are
-  // staged twice: half as much again of reading and activating, which is little beside the products.
+  // The channels from `begin` on, a run of tiles in one row of tiles at a time, so that its staged pixels stay in
+  // cache. Rows that two runs share are staged twice: half as much again of reading and activating, which is little
+  // beside the products.
   template <class To>
-  void run_staged(int64_t first, int64_t n, const To& to, int64_t chunk_stride, int64_t plane_stride) const {
+  void run_staged(int64_t begin, int64_t first, int64_t n, const To& to, int64_t chunk_stride,
+                  int64_t plane_stride) const {
     for (int64_t run = 0; run < n;) {
       const TileGrid::Tile at = grid.tile(first + run);
       const int64_t length = min(n - run, grid.cols - at.col), width = (length - 1) * Tables::kStep + kIn;
-      for (int64_t c = 0; c < x.channels; c += kChunk) {
+      for (int64_t c = begin; c < x.channels; c += kChunk) {
         stage(at, c, width);
         for (int64_t t = 0; t < length; ++t) {
           const T* pixels[kIn][kIn];
           for (int i = 0; i < kIn; ++i)
             for (int j = 0; j < kIn; ++j) pixels[i][j] = columns + (i * width + t * Tables::kStep + j) * kChunk;
-          transform(pixels, 0, kChunk, to(run + t) + c / kChunk * chunk_stride, plane_stride);
+          transform(pixels, 0, to(run + t) + c / kChunk * chunk_stride, plane_stride);
         }
       }
       run += length;
@@ -271,67 +325,26 @@ class TileTransform {
       std::memset(to + end * kChunk, 0, (width - end) * kChunk * sizeof(T));
       for (int e = 0; e < E::kPair; ++e) {
         const int64_t c = c0 + e * L;
-        dispatch_activation(x.activation, [&]<Activation A>() {
-          stage_row<A>(at.b, c, row(at.b, h) + c * x.stride[1] + w0 * x.stride[3], begin, end, to + e * L);
-        });
+        T* const pixels = to + begin * kChunk + e * L;
+        if (c >= x.channels) {
+          for (int64_t w = begin; w < end; ++w) store(to + w * kChunk + e * L, Vec<T>{});
+          continue;
+        }
+        dispatch_dtype<T>(x.dtype,
+                          [&]<class S>() { stage_row<S, T>(x, at, h, c, w0 + begin, w0 + end, pixels, kChunk); });
+        if (x.is_mapped()) map_row(x, at.b, c, pixels, kChunk, end - begin);
       }
     }
   }
 
-  // L channels of the pixels begin .. end of a row, mapped, side by side every kChunk.
-  template <Activation A>
-  void stage_row(int64_t b, int64_t c, const S* from, int64_t begin, int64_t end, T* to) const {
-    const int64_t channels = max<int64_t>(0, min<int64_t>(L, x.channels - c));
-    Vec<T> scale = broadcast(T(1)), shift{};
-    if (x.scale) {
-      scale = load(static_cast<const T*>(x.scale) + b * x.channels + c, channels);
-      shift = load(static_cast<const T*>(x.shift) + b * x.channels + c, channels);
-    }
-    const auto put = [&](int64_t w, Vec<T> v) __attribute__((always_inline)) {
-      if (x.is_mapped()) v = activate<A, T>(v * scale + shift);
-      store(to + w * kChunk, v);
-    };
-    if (x.stride[1] == 1) {
-      for (int64_t w = begin; w < end; ++w) put(w, load(from + w * x.stride[3], channels));
-      return;
-    }
-    for (int64_t w = begin; w < end; w += L) {
-      const int64_t n = min<int64_t>(L, end - w);
-      Vec<T> r[L];
-      for (int k = 0; k < L; ++k)
-        r[k] = k < channels ? load_row(from + k * x.stride[1] + w * x.stride[3], n) : Vec<T>{};
-      transpose<T>(r);
-      for (int k = 0; k < n; ++k) put(w + k, r[k]);
-    }
-  }
-
-  const S* row(int64_t b, int64_t h) const { return static_cast<const S*>(x.data) + b * x.stride[0] + h * x.stride[2]; }
-
-  INLINE Vec<T> load_row(const S* p, int64_t n) const {
-    if (x.stride[3] == 1) return load(p, n);
-    S part[L] = {};
-    for (int64_t i = 0; i < n; ++i) part[i] = p[i * x.stride[3]];
-    return load(part);
-  }
-
-  template <class Source>
-  static INLINE void transform(const Source* const (&pixels)[kIn][kIn], int64_t c, int64_t channels, T* d,
-                               int64_t plane_stride) {
-    channels >= kChunk ? transform<true>(pixels, c, channels, d, plane_stride)
-                       : transform<false>(pixels, c, channels, d, plane_stride);
-  }
-
-  template <bool kWhole, class Source>
-  static INLINE void transform(const Source* const (&pixels)[kIn][kIn], int64_t c, int64_t channels, T* d,
-                               int64_t plane_stride) {
+  // One chunk of channels of one tile. This is the longest code of a convolution: it is compiled once for each table,
+  // and the call costs little beside it.
+  static NOINLINE void transform(const T* const (&pixels)[kIn][kIn], int64_t c, T* d, int64_t plane_stride) {
     Vec<T> sums[E::kPair][kData][kIn];
     UNROLL(2) for (int e = 0; e < E::kPair; ++e) {
       UNROLL(10) for (int j = 0; j < kIn; ++j) {
         Vec<T> v[kIn], column[kData];
-        UNROLL(10) for (int i = 0; i < kIn; ++i) {
-          const Source* pixel = pixels[i][j] + c + e * L;
-          v[i] = kWhole ? load(pixel) : load(pixel, max<int64_t>(0, channels - e * L));
-        }
+        UNROLL(10) for (int i = 0; i < kIn; ++i) v[i] = load(pixels[i][j] + c + e * L);
         multiply_table<T, Tables::kB>(v, column);
         UNROLL(10) for (int i = 0; i < kData; ++i) sums[e][i][j] = column[i];
       }
@@ -340,15 +353,14 @@ class TileTransform {
     for (int i = 0; i < kData; ++i) {
       Vec<T> f[E::kPair][kData];
       UNROLL(2) for (int e = 0; e < E::kPair; ++e) multiply_table<T, Tables::kB>(sums[e][i], f[e]);
-      UNROLL(10) for (int j = 0; j < kData; ++j) store(d + (i * kData + j) * plane_stride, join<E>(f, j));
+      UNROLL(10) for (int j = 0; j < kData; ++j) store(d + (i * kData + j) * plane_stride, join(f, j));
     }
   }
 
   // One vector of steps: bf16 channels 2k and 2k + 1 side by side.
-  template <class D>
-  static INLINE Vec<T> join(const Vec<T> (&f)[D::kPair][kData], int j) {
+  static INLINE Vec<T> join(const Vec<T> (&f)[E::kPair][kData], int j) {
 #if defined(__AVX512BF16__)
-    if constexpr (D::kPair == 2) return (Vec<T>)_mm512_cvtne2ps_pbh((__m512)f[1][j], (__m512)f[0][j]);
+    if constexpr (E::kPair == 2) return (Vec<T>)_mm512_cvtne2ps_pbh((__m512)f[1][j], (__m512)f[0][j]);
 #endif
     return f[0][j];
   }

@@ -28,7 +28,7 @@ PackWeightParams turned_around(PackWeightParams p) {
 }
 
 ConvAlgorithm choose(const ConvShape& shape) {
-  return IMAGEGEN_PICK_KERNEL(conv2d_algorithm_kernel, shape.dtype)(shape);
+  return IMAGEGEN_PICK_KERNEL(conv2d_algorithm_kernel, shape.dtype, shape.cin)(shape);
 }
 
 const char* name_of(ConvAlgorithm algorithm) {
@@ -44,10 +44,10 @@ void run(ProductConvParams& p, const Tensor& weight, const View& view) {
     return;
   }
   const auto u = packed_weight(name_of(algorithm), weight, p.dtype, view, [&](const PackWeightParams& w) {
-    return IMAGEGEN_PICK_KERNEL(conv2d_pack_kernel, p.dtype)(algorithm, w);
+    return IMAGEGEN_PICK_KERNEL(conv2d_pack_kernel, p.dtype, p.cin)(algorithm, w);
   });
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(conv2d_kernel, p.dtype)(algorithm, p);
+  IMAGEGEN_PICK_KERNEL(conv2d_kernel, p.dtype, p.cin)(algorithm, p);
 }
 
 // t in y's memory format.

@@ -4,7 +4,7 @@
 namespace imagegen::IMAGEGEN_CAPABILITY {
 
 void conv2d_backward_weight_kernel(const ProductConvWeightParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { ProductConvWeight<WinogradF4Weight, S>(p).run(); });
+  product_conv_weight<WinogradF4Weight>(p);
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

@@ -32,7 +32,7 @@ ConvShape of_sixteen(ConvShape shape) {
 }
 
 ConvAlgorithm choose(int64_t kernel, const ConvShape& shape) {
-  return IMAGEGEN_PICK_KERNEL(conv_transpose2d_algorithm_kernel, shape.dtype)(kernel, of_sixteen(shape));
+  return IMAGEGEN_PICK_KERNEL(conv_transpose2d_algorithm_kernel, shape.dtype, shape.cin)(kernel, of_sixteen(shape));
 }
 
 const char* name_of(ConvAlgorithm algorithm) {
@@ -62,10 +62,10 @@ Tensor conv_transpose2d_cpu(const Tensor& x, const Tensor& weight, const std::op
     return y;
   }
   const auto u = packed_weight(name_of(algorithm), weight, dtype, transposed, [&](const PackWeightParams& w) {
-    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_pack_kernel, dtype)(size.kernel, algorithm, w);
+    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_pack_kernel, dtype, p.cin)(size.kernel, algorithm, w);
   });
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(conv_transpose2d_kernel, dtype)(size.kernel, algorithm, p);
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_kernel, dtype, p.cin)(size.kernel, algorithm, p);
   return y;
 }
 
@@ -77,15 +77,15 @@ Tensor conv_transpose2d_backward_input_cpu(const Tensor& grad, const Tensor& wei
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(grad, dtype, y);
   const int64_t kernel = weight.size(2);
-  const auto algorithm =
-      IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_algorithm_kernel, dtype)(kernel, of_sixteen(p.shape()));
+  const auto algorithm = IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_algorithm_kernel, dtype, p.cin)(
+      kernel, of_sixteen(p.shape()));
   const char* name = algorithm == ConvAlgorithm::large_tiles ? "conv_transpose2d_backward_input F(4,2)"
                                                              : "conv_transpose2d_backward_input F(2,2)";
   const auto u = packed_weight(name, weight, dtype, as_it_is, [&](const PackWeightParams& w) {
-    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype)(kernel, algorithm, w);
+    return IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_pack_kernel, dtype, p.cin)(kernel, algorithm, w);
   });
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_kernel, dtype)(kernel, algorithm, p);
+  IMAGEGEN_PICK_KERNEL(conv_transpose2d_backward_input_kernel, dtype, p.cin)(kernel, algorithm, p);
   return y;
 }
 

@@ -21,10 +21,7 @@ int64_t conv_transpose2d_backward_input_pack_kernel(int64_t kernel, ConvAlgorith
 }
 
 void conv_transpose2d_backward_weight_kernel(int64_t kernel, const ProductConvWeightParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() {
-    kernel == 4 ? ProductConvWeight<ConvTranspose4WeightF2, S>(p).run()
-                : ProductConvWeight<ConvTranspose3WeightF2, S>(p).run();
-  });
+  kernel == 4 ? product_conv_weight<ConvTranspose4WeightF2>(p) : product_conv_weight<ConvTranspose3WeightF2>(p);
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

@@ -39,9 +39,9 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opt
     return y;
   }
   const auto u = packed_weight("upsample_conv2d", weight, dtype, as_it_is,
-                               IMAGEGEN_PICK_KERNEL(upsample_conv2d_pack_kernel, dtype));
+                               IMAGEGEN_PICK_KERNEL(upsample_conv2d_pack_kernel, dtype, p.cin));
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(upsample_conv2d_kernel, dtype)(p);
+  IMAGEGEN_PICK_KERNEL(upsample_conv2d_kernel, dtype, p.cin)(p);
   return y;
 }
 
@@ -53,9 +53,9 @@ Tensor upsample_conv2d_backward_input_cpu(const Tensor& grad, const Tensor& weig
   ProductConvParams p = product_conv_params(grad, dtype, y);
   p.activation = Activation::linear;
   const auto u = packed_weight("upsample_conv2d_backward_input", weight, dtype, transposed,
-                               IMAGEGEN_PICK_KERNEL(upsample_conv2d_backward_input_pack_kernel, dtype));
+                               IMAGEGEN_PICK_KERNEL(upsample_conv2d_backward_input_pack_kernel, dtype, p.cin));
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(upsample_conv2d_backward_input_kernel, dtype)(p);
+  IMAGEGEN_PICK_KERNEL(upsample_conv2d_backward_input_kernel, dtype, p.cin)(p);
   return y;
 }
 

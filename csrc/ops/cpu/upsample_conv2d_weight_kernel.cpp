@@ -4,7 +4,7 @@
 namespace imagegen::IMAGEGEN_CAPABILITY {
 
 void upsample_conv2d_backward_weight_kernel(const ProductConvWeightParams& p) {
-  dispatch_dtype(p.dtype, [&]<class S>() { ProductConvWeight<UpsampleWeight, S>(p).run(); });
+  product_conv_weight<UpsampleWeight>(p);
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY
