@@ -10,7 +10,7 @@ SOURCES := setup.py build_backend/backend.py CMakeLists.txt $(shell find csrc -t
 # Whatever environment is active and whatever PYTHONPATH names, .venv is what runs.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench gpu clean
 
 demo: $(VENV)/.built
 	OMP_WAIT_POLICY=passive $(BIN)/python -m imagegen demo --out out # spinning threads starve each other on a busy machine
@@ -34,6 +34,9 @@ format: $(VENV)/.built
 bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks run --suite ops --out benchmarks/results/local/ops.json
 	$(BIN)/python -m benchmarks report benchmarks/results/local/ops.json
+
+gpu: $(VENV)/.built
+	.ci/gpu
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info imagegen/_C*.so

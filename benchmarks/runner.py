@@ -88,7 +88,7 @@ def run_case(
     """One row for every provider in every layout."""
     torch.set_num_threads(case.threads)
     bench = suite.load(case.suite, case.op)
-    names = [name for name in [*provider_names(bench), *own_backends(case)] if name not in skip]
+    names = [name for name in [*provider_names(bench, case.device), *own_backends(case)] if name not in skip]
     if "compile" in names:
         _forget_compiled()
     contestants = contestant.line_up(bench, case, names, layouts)
@@ -99,14 +99,14 @@ def run_case(
     times = dict(zip(measured, times, strict=True))
     rows = [{**_row(c, times.get(c)), "speedup": speedups(c, times)} for c in contestants]
     for row in rows:
-        if row["provider"] in memory_of and case.direction == "forward":
+        if row["provider"] in memory_of and row["failure"] is None and case.direction == "forward":
             row["extra_bytes"], row["kept_bytes"] = memory.peak_extra(case, row["provider"], row["layout"])
     return rows
 
 
-def provider_names(bench):
+def provider_names(bench, device="cpu"):
     """imagegen, eager, compile, then the peers."""
-    own = list(bench.PROVIDERS)
+    own = [name for name, provider in bench.PROVIDERS.items() if device in provider.devices]
     return own if "compile" in own else [*own[:2], "compile", *own[2:]]
 
 
@@ -172,7 +172,7 @@ def _row(c, times):
         "errors": {name: _short(error) for name, error in c.errors.items()},
         "failure": c.failure,
         "flop": passes * bench.flops(case.shape),
-        "flop_made": passes * bench.flops_made(case.shape, c.name),
+        "flop_made": passes * bench.flops_made(case.shape, _maker(c)),
         "bytes": bench.bytes_moved(case.shape, suite.DTYPES[case.dtype].itemsize, case.direction),
         "extra_bytes": None,
         "kept_bytes": None,
@@ -184,6 +184,11 @@ def _row(c, times):
         row["rounds"] = len(times)
         row["first_call_s"] = _short(c.first_call_s)
     return row
+
+
+def _maker(c):
+    """The provider whose multiplications these are: on a GPU ours are the cuda backend's."""
+    return "imagegen-cuda" if (c.case.device, c.name) == ("cuda", "imagegen") else c.name
 
 
 def _short(value):

@@ -14,6 +14,7 @@
     reference(**inputs)                the op on float64 inputs
     flops(shape), flops_made(shape, provider)   of one forward: the plain count, and what the provider really does
     bytes_moved(shape, itemsize, direction)     what has to move at least
+    CUDA_SHAPES, CUDA_DTYPES           where a GPU runs others
     OUTPUTS                            where it writes more than y: how many times y's bytes at most
 """
 
@@ -38,13 +39,14 @@ def as_they_are(tensors):
 class Provider:
     """One way to compute an op: `run(**tensors)` is timed, `prepare(tensors)` comes once before the clock starts.
 
-    `layouts` are those it runs in, where it does not run in all; one that needs to `warm_up` compiles in its first
-    call, which takes memory that is not the model's.
+    `layouts` are those it runs in, where it does not run in all, and `devices` likewise; one that needs to `warm_up`
+    compiles in its first call, which takes memory that is not the model's.
     """
 
     run: Callable
     prepare: Callable = as_they_are
     layouts: tuple = tuple(LAYOUTS)
+    devices: tuple = ("cpu", "cuda")
     warm_up: bool = False
 
 
@@ -84,9 +86,16 @@ def cases(suites, *, words=(), device="cpu", threads=(1,), quick=False):
                     yield case
 
 
+def shapes_and_dtypes(bench, device):
+    if device == "cuda":
+        return getattr(bench, "CUDA_SHAPES", bench.SHAPES), getattr(bench, "CUDA_DTYPES", bench.DTYPES)
+    return bench.SHAPES, bench.DTYPES
+
+
 def _cases_of(bench, suite, op, device, threads, quick):
-    for shape in bench.QUICK_SHAPES if quick else bench.SHAPES:
-        for dtype in bench.DTYPES[:1] if quick else bench.DTYPES:
+    shapes, dtypes = shapes_and_dtypes(bench, device)
+    for shape in bench.QUICK_SHAPES if quick else shapes:
+        for dtype in dtypes[:1] if quick else dtypes:
             for direction in bench.DIRECTIONS:
                 for n in threads:
                     yield Case(suite, op, tuple(shape), dtype, direction, n, device)

@@ -24,8 +24,10 @@ class CudaEvents:
     longer than that.
     """
 
-    def __init__(self, cache_bytes=256 << 20):
-        self.cache = torch.empty(cache_bytes, dtype=torch.uint8, device="cuda")
+    CACHE_BYTES = 256 << 20  # twice the largest L2
+
+    def __init__(self):
+        self.cache = torch.empty(self.CACHE_BYTES, dtype=torch.uint8, device="cuda")
 
     def __call__(self, call):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

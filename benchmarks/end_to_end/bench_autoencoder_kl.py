@@ -6,9 +6,11 @@ from benchmarks.end_to_end.models import Model
 from imagegen._optional import require
 
 SHAPES = ((1, 32), (1, 64))  # (B, H) of the latents; W = H
+CUDA_SHAPES = ((1, 128), (1, 256))
 QUICK_SHAPES = ()
 TINY_SHAPE = (1, 2)
 DTYPES = ("float32",)
+CUDA_DTYPES = ("bfloat16",)
 LAYOUTS = ("nchw", "channels_last")
 DIRECTIONS = ("forward",)
 GRADIENTS = ()

@@ -6,9 +6,11 @@ from benchmarks.end_to_end.models import Model
 from imagegen._optional import require
 
 SHAPES = ((8, 32),)  # (B, H) of the images; W = H
+CUDA_SHAPES = ((64, 32),)
 QUICK_SHAPES = ()
 TINY_SHAPE = (1, 8)
 DTYPES = ("float32",)
+CUDA_DTYPES = ("bfloat16",)
 LAYOUTS = ("nchw", "channels_last")
 DIRECTIONS = ("forward",)
 GRADIENTS = ()

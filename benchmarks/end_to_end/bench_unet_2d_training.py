@@ -7,9 +7,11 @@ from benchmarks.end_to_end.bench_unet_2d import build, label
 from benchmarks.end_to_end.models import Model
 
 SHAPES = ((4, 32),)  # (B, H) of the images; W = H
+CUDA_SHAPES = ((64, 32),)
 QUICK_SHAPES = ()
 TINY_SHAPE = (1, 8)
 DTYPES = ("float32",)
+CUDA_DTYPES = ("bfloat16",)
 LAYOUTS = ("nchw", "channels_last")
 DIRECTIONS = ("forward",)  # the step is the forward of this benchmark
 GRADIENTS = ()

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.suite import Provider
 from imagegen import ops
@@ -19,6 +20,19 @@ SHAPES = (  # (B, H, Lq, Lk, D), and "mask" for a random boolean one (Lq, Lk)
     (2, 24, 1024, 1024, 128),
     (1, 16, 1024, 1024, 72),
     (1, 16, 1024, 1024, 72, "mask"),
+    (64, 4, 64, 64, 32),
+)
+CUDA_SHAPES = (
+    (2, 10, 4096, 4096, 64),
+    (2, 10, 4096, 4096, 64, "mask"),
+    (1, 24, 4608, 4608, 128),
+    (2, 8, 4096, 4096, 40),
+    (2, 16, 4096, 4096, 72),
+    (2, 8, 1024, 1024, 80),
+    (2, 8, 256, 256, 160),
+    (1, 1, 16384, 16384, 512),
+    (2, 8, 4096, 77, 40),
+    (2, 10, 4096, 77, 64),
     (64, 4, 64, 64, 32),
 )
 QUICK_SHAPES = ((1, 8, 1024, 1024, 40), (1, 8, 1024, 77, 40))
@@ -62,10 +76,22 @@ def plain(q, k, v, mask):
     return eager.attention(q, k, v, mask, False, q.size(-1) ** -0.5)
 
 
+def _sdpa(backend):
+    """torch's attention by one of its kernels: which of them it takes by itself is not always the best."""
+
+    def attention(q, k, v, mask):
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, mask)
+
+    return Provider(_over_heads(attention), _boolean, devices=("cuda",))
+
+
 PROVIDERS = {
     "imagegen": Provider(_over_heads(lambda q, k, v, mask: ops.attention(q, k, v, mask=mask)), _boolean),
     "eager": Provider(_over_heads(plain), _boolean),
     "sdpa": Provider(_over_heads(F.scaled_dot_product_attention), _boolean),
+    "sdpa-flash": _sdpa(SDPBackend.FLASH_ATTENTION),
+    "sdpa-cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
 }
 
 

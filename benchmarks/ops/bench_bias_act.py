@@ -9,6 +9,7 @@ from imagegen import ops
 from imagegen.ops import eager
 
 SHAPES = ((1, 512, 64), (4, 256, 64), (1, 64, 256), (8, 128, 32))  # (B, C, H); W = H
+CUDA_SHAPES = ((16, 128, 512), (16, 512, 64), (1, 512, 32))
 QUICK_SHAPES = ((1, 256, 64),)
 TINY_SHAPE = (1, 32, 4)
 DTYPES = ("float32", "bfloat16")

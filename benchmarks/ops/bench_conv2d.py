@@ -21,6 +21,7 @@ SHAPES = (  # (B, Ci, Co, H); W = H
     (1, 3, 128, 256),
     (1, 128, 3, 256),
 )
+CUDA_SHAPES = ((1, 512, 512, 128), (2, 320, 320, 64))  # where ours is cuDNN's, to see that nothing is lost on the way
 QUICK_SHAPES = ((1, 128, 128, 32), (8, 64, 64, 32))
 TINY_SHAPE = (1, 32, 32, 4)
 DTYPES = ("float32", "bfloat16")

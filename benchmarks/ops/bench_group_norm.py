@@ -1,5 +1,7 @@
 """GroupNorm followed by SiLU, 32 groups, as diffusion UNets and decoders use it."""
 
+import math
+
 import torch
 
 from benchmarks.suite import Provider
@@ -7,7 +9,9 @@ from imagegen import ops
 from imagegen.ops import eager
 
 GROUPS = 32
-SHAPES = ((1, 512, 64), (2, 320, 64), (1, 256, 128), (8, 128, 32), (1, 128, 256))  # (B, C, H); W = H
+SHAPES = ((1, 512, 64), (2, 320, 64), (1, 256, 128), (8, 128, 32), (1, 128, 256))  # (B, C, H), then W where it is not H
+# The first three are larger than any L2; the first is twenty frames of video.
+CUDA_SHAPES = ((1, 128, 5120, 256), (1, 256, 1024), (1, 512, 512), (1, 512, 128), (2, 320, 64), (8, 128, 32))
 QUICK_SHAPES = ((1, 256, 64), (8, 128, 32))
 TINY_SHAPE = (1, 64, 4)
 DTYPES = ("float32", "bfloat16")
@@ -22,14 +26,19 @@ NOTE = (
 )
 
 
+def sizes(shape):
+    B, C, H, *W = shape
+    return B, C, H, *(W or [H])
+
+
 def label(shape):
-    B, C, H = shape
-    return f"({B}, {C}, {H}x{H})"
+    B, C, H, W = sizes(shape)
+    return f"({B}, {C}, {H}x{W})"
 
 
 def make_inputs(shape):
-    B, C, H = shape
-    x = 0.5 + 2 * torch.randn(B, C, H, H)
+    _, C, *_ = shape
+    x = 0.5 + 2 * torch.randn(sizes(shape))
     return {"x": x, "weight": 1 + 0.1 * torch.randn(C), "bias": 0.1 * torch.randn(C)}
 
 
@@ -47,8 +56,7 @@ reference = plain
 
 def flops(shape):
     """About 10 per element: 3 for the sums, 3 for the affine map, 4 for SiLU."""
-    B, C, H = shape
-    return 10 * B * C * H * H
+    return 10 * math.prod(sizes(shape))
 
 
 def flops_made(shape, provider):
@@ -56,5 +64,4 @@ def flops_made(shape, provider):
 
 
 def bytes_moved(shape, itemsize, direction):
-    B, C, H = shape
-    return itemsize * B * C * H * H * (2 if direction == "forward" else 5)
+    return itemsize * math.prod(sizes(shape)) * (2 if direction == "forward" else 5)

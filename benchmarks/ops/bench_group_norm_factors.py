@@ -1,5 +1,7 @@
 """What group normalisation does to each channel, 32 groups: the pass over x that ops.conv2d spares the other two."""
 
+import math
+
 import torch
 
 from benchmarks.ops import bench_group_norm
@@ -7,7 +9,7 @@ from benchmarks.suite import Provider
 from imagegen import ops
 from imagegen.ops import eager
 
-SHAPES = bench_group_norm.SHAPES
+SHAPES, CUDA_SHAPES = bench_group_norm.SHAPES, bench_group_norm.CUDA_SHAPES
 QUICK_SHAPES = bench_group_norm.QUICK_SHAPES
 TINY_SHAPE = bench_group_norm.TINY_SHAPE
 DTYPES = ("float32", "bfloat16")
@@ -35,8 +37,7 @@ reference = plain
 
 def flops(shape):
     """3 per element, for the sums."""
-    B, C, H = shape
-    return 3 * B * C * H * H
+    return 3 * math.prod(bench_group_norm.sizes(shape))
 
 
 def flops_made(shape, provider):
@@ -45,6 +46,6 @@ def flops_made(shape, provider):
 
 def bytes_moved(shape, itemsize, direction):
     """x read, gain and offset written in float32; backward: their gradients and x read, dx written."""
-    B, C, H = shape
-    x, factors = itemsize * B * C * H * H, 4 * 2 * B * C
+    B, C, *_ = shape
+    x, factors = itemsize * math.prod(bench_group_norm.sizes(shape)), 4 * 2 * B * C
     return x + factors if direction == "forward" else 3 * x + 2 * factors

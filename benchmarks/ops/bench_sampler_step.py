@@ -25,6 +25,9 @@ SAMPLERS = {
 }
 _IMAGES = ((1, 4, 64, 64), (1, 16, 128, 128), (4, 3, 512, 512), (64, 3, 32, 32))
 SHAPES = tuple((name, *image) for image, name in product(_IMAGES, SAMPLERS))
+CUDA_SHAPES = tuple(
+    (name, *image) for image in ((16, 16, 512, 512), (1, 4, 128, 128)) for name in ("euler_a", "dpmpp_2m", "unipc")
+)
 QUICK_SHAPES = (("dpmpp_2m", 1, 4, 64, 64), ("euler", 1, 16, 128, 128))
 TINY_SHAPE = ("ddim", 2, 3, 4, 4)
 DTYPES = ("float32",)

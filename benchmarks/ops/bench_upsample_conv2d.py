@@ -20,6 +20,15 @@ SHAPES = (  # (B, Ci, Co, H); W = H
     (1, 64, 3, 256),
     (4, 64, 1, 32),
 )
+CUDA_SHAPES = (
+    (1, 512, 512, 128),
+    (1, 512, 512, 256),
+    (1, 256, 256, 512),
+    (8, 320, 320, 32),
+    (2, 1280, 1280, 16),
+    (16, 64, 64, 32),
+    (1, 128, 3, 256),
+)
 QUICK_SHAPES = ((1, 128, 128, 32), (4, 64, 64, 16))
 TINY_SHAPE = (1, 32, 32, 4)
 DTYPES = ("float32", "bfloat16")
@@ -30,9 +39,9 @@ TOLERANCE = 1e-5
 NOTE = (
     "FLOP: the plain count, 36 multiply-adds per low-resolution pixel, Ci and Co. The roofline counts what a provider "
     "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 16 to at most four "
-    "channels). A backward counts twice a forward. `fold` is one ConvTranspose2d (kernel 4, stride 2, padding 1), its "
-    "weights folded once before the clock starts, in training too. In forward+backward the weights are touched before "
-    "every call, as an optimiser would."
+    "channels), `imagegen-cuda` 9, `imagegen-triton` 16. A backward counts twice a forward. `fold` is one "
+    "ConvTranspose2d (kernel 4, stride 2, padding 1), its weights folded once before the clock starts, in training "
+    "too. In forward+backward the weights are touched before every call, as an optimiser would."
 )
 
 
@@ -82,7 +91,8 @@ def flops(shape):
 
 def flops_made(shape, provider):
     ours = 16 if shape[2] <= 4 else 25 / 4  # few output channels are folded too
-    return flops(shape) * {"imagegen": ours, "fold": 16}.get(provider, 36) / 36
+    made = {"imagegen": ours, "imagegen-cuda": 9, "imagegen-triton": 16, "fold": 16}
+    return flops(shape) * made.get(provider, 36) / 36
 
 
 def bytes_moved(shape, itemsize, direction):

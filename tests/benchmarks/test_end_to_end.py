@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import runner, suite
 from benchmarks.end_to_end import models
@@ -25,7 +26,9 @@ def test_a_file_says_all_that_is_needed(op):
     bench = suite.load("end_to_end", op)
     assert list(bench.PROVIDERS)[:3] == ["imagegen", "eager", "compile"]
     assert bench.DTYPES == ("float32",) and set(bench.LAYOUTS) <= set(suite.LAYOUTS) and bench.NOTE
-    assert len({bench.label(shape) for shape in bench.SHAPES}) == len(bench.SHAPES)
+    assert suite.shapes_and_dtypes(bench, "cuda") == (bench.CUDA_SHAPES, ("bfloat16",))
+    for shapes in (bench.SHAPES, bench.CUDA_SHAPES):
+        assert len({bench.label(shape) for shape in shapes}) == len(shapes)
     assert bench.TOLERANCE <= 1e-4
 
 
@@ -38,6 +41,7 @@ def test_flop_are_those_known_of_the_published_models(op, shape, tera):
     plain, made = bench.flops(shape), bench.flops_made(shape, "imagegen")
     assert plain == pytest.approx(tera * 1e12, rel=0.05)
     assert bench.flops_made(shape, "eager") == plain and 0.2 * plain < made < 0.7 * plain
+    assert made < bench.flops_made(shape, "imagegen-cuda") <= plain
 
 
 @pytest.mark.parametrize("op", SMALL)
@@ -51,6 +55,17 @@ def test_providers_pass_and_what_is_checked_is_not_nothing(op):
     assert all(row["failure"] is None and row["passed"] and row["error"] < 2e-5 for row in rows)
     y = bench.reference(**{name: t.double() for name, t in bench.make_inputs(bench.TINY_SHAPE).items()})
     assert y.std() > 1e-3 * y.abs().mean() and math.isfinite(y.norm())
+
+
+def test_the_reference_attends_piece_by_piece():
+    q, k, v = torch.randn(3, 1, 2, 2500, 8, dtype=torch.float64)
+    whole = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+    with models._QueriesInPieces():
+        pieces = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+        causal = torch.ones(2500, 2500, dtype=torch.bool).tril()
+        masked = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
+    torch.testing.assert_close(pieces, whole)
+    torch.testing.assert_close(masked, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def test_a_wrong_model_gets_no_speed_up(monkeypatch):

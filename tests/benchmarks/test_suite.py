@@ -24,7 +24,9 @@ def test_a_file_says_all_that_is_needed(op):
     inputs = bench.make_inputs(bench.TINY_SHAPE)
     assert set(bench.GRADIENTS) <= set(inputs)
     assert all(t.dtype == torch.float32 for t in inputs.values())
-    assert len({bench.label(shape) for shape in bench.SHAPES}) == len(bench.SHAPES)
+    for device in ("cpu", "cuda"):
+        shapes, dtypes = suite.shapes_and_dtypes(bench, device)
+        assert len({bench.label(shape) for shape in shapes}) == len(shapes) and set(dtypes) <= set(suite.DTYPES)
 
 
 @pytest.mark.parametrize("op", OPS)
