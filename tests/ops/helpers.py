@@ -118,7 +118,7 @@ def backends(op):
         reason = _backend.why_not(op, implementations, backend, device)
         if reason is None and device == "cuda" and not torch.cuda.is_available():
             reason = "no CUDA device is available to torch"
-        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        marks = [pytest.mark.gpu] * (device == "cuda") + [pytest.mark.skip(reason=reason)] * bool(reason)
         parameters.append(pytest.param(backend, device, id=backend, marks=marks))
     return parameters
 
