@@ -1,6 +1,6 @@
 """Compiles a Triton kernel for NVIDIA architectures without a GPU, and says what it takes of each.
 
-compile_kernel() runs this file in a process of its own, without TRITON_INTERPRET.
+compile_kernel() runs this file in processes of its own, without TRITON_INTERPRET.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100)
@@ -24,10 +25,17 @@ def compile_kernel(module, kernel, variants):
     num_stages) and "architectures" may be there, too.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "1"}
-    job = json.dumps([module, kernel, variants])
-    done = subprocess.run([sys.executable, __file__], input=job, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+
+    def compiled(share):
+        job = json.dumps([module, kernel, share])
+        done = subprocess.run([sys.executable, __file__], input=job, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout)
+
+    processes = min(os.cpu_count(), -(-len(variants) // 4))  # to start one takes as long as to compile two
+    with ThreadPoolExecutor(processes) as pool:
+        shares = list(pool.map(compiled, [variants[i::processes] for i in range(processes)]))
+    return [shares[i % processes][i // processes] for i in range(len(variants))]
 
 
 def _compile(kernel, architecture, signature, constants, divisible, options=None):

@@ -190,11 +190,22 @@ def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_pat
 SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
 
-def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None, causal=True):
+def triton_tiles(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None, causal=True):
+    """The tiles that the host side chooses from."""
+    from imagegen.ops.triton import attention_tiles as host
+
+    size, capability = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype], architecture // 10
+    if kernel == "attention_kernel":
+        whole = Lk <= host.WHOLE_KEYS and D <= host.WIDEST
+        return host.forward_tiles(D, size, mask == "scores", whole, capability)
+    return getattr(host, kernel.removeprefix("attention_").replace("_kernel", "_tiles"))(D, size, capability)
+
+
+def triton_variant(kernel, architecture, D, tile, *, Lk=4096, dtype="bf16", mask=None, causal=True):
     """How the host side launches this kernel; mask: None, "keys" (boolean, one for all queries) or "scores"."""
     from imagegen.ops.triton import attention_tiles as host
 
-    size, capability, strides = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype], architecture // 10, ["i32"] * 3
+    size, strides = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype], ["i32"] * 3
     element = f"*{dtype}"
     signature = dict.fromkeys("qkv", element) | {f"{name}_strides": strides for name in "qkv"}
     signature |= {"mask_strides": ["i32"] * 4, "scale": "fp32"} | dict.fromkeys(("Lq", "Lk", "H", "group"), "i32")
@@ -209,21 +220,17 @@ def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None,
     widest = host.WIDEST
     if kernel == "attention_kernel":
         whole = Lk <= host.WHOLE_KEYS and D <= host.WIDEST
-        tile = host.forward_tile(D, size, mask == "scores", whole, capability)
         BN, N1 = host.pieces(Lk) if whole else (tile.columns, 0)
         signature |= {"out": element, "out_strides": strides}
         constants |= {"BM": tile.rows, "BN": BN, "N1": N1, "WHOLE": whole}
     else:
         signature |= {"grad": element, "grad_strides": strides, "delta": "*fp32"}
         if kernel == "attention_query_gradient_kernel":
-            tile = host.query_gradient_tile(D, size, capability)
             signature |= {"delta_of_p": "*fp32", "dq": element, "dq_strides": strides}
         elif kernel == "attention_key_gradient_kernel":
             widest = host.WIDEST_OF_KEYS
-            tile = host.key_gradient_tile(D, size, capability)
             signature |= {"dk": element, "dk_strides": strides, "dv": element, "dv_strides": strides}
         else:
-            tile = host.mask_gradient_tile(D, size, capability)
             signature |= {"dmask": element, "dmask_strides": ["i32"] * 4, "sizes": ["i32"] * 4, "B": "i32"}
             constants |= {"SUM_QUERIES": False, "SUM_KEYS": False}
         constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns}
@@ -238,44 +245,61 @@ def triton_variant(kernel, architecture, D, *, Lk=4096, dtype="bf16", mask=None,
 
 
 def check_ahead_of_time(kernel, cases):
-    """cases: (architecture, D, options) each; none may spill, every one multiplies on tensor cores."""
-    pytest.importorskip("triton", reason="triton is not installed")
-    variants = [triton_variant(kernel, architecture, D, **options) for architecture, D, options in cases]
+    """cases: (architecture, D, options, tile); none may spill, every one multiplies on tensor cores."""
+    variants = [triton_variant(kernel, architecture, D, tile, **options) for architecture, D, options, tile in cases]
     module = "attention_backward_kernel" if kernel in GRADIENTS else kernel
-    builds = compile_kernel(f"imagegen.ops.triton.{module}", kernel, variants)
-    for (architecture, D, options), (build,) in zip(cases, builds, strict=True):
+    builds = [build for (build,) in compile_kernel(f"imagegen.ops.triton.{module}", kernel, variants)]
+    for (architecture, D, options, tile), build in zip(cases, builds, strict=True):
         told = {name: build[name] for name in ("registers", "stack", "spills", "shared", "tensor_memory", "matrix")}
-        print(kernel, f"sm_{architecture} D={D}", options, told)
-        build["case"] = f"sm_{architecture} D={D} {options} {told}"
+        build["case"] = f"sm_{architecture} D={D} {options} {tuple(tile)} {told}"
         build["limit"] = SHARED[architecture]
-    builds = [build for (build,) in builds]
+        print(kernel, build["case"])
     assert [b["case"] for b in builds if b["spills"] or b["stack"] or b["local"]] == [], "spills"
     assert [b["case"] for b in builds if not b["matrix"]] == [], "no matrix instructions"
     assert [b["case"] for b in builds if b["shared"] > b["limit"] or b["tensor_memory"] > 512] == [], "too large"
 
 
+def with_tiles(kernel, cases, every=False):
+    """The cases (architecture, D, options), each with the tile that is its first, or with every one."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    for architecture, D, options in cases:
+        tiles = triton_tiles(kernel, architecture, D, **options)
+        yield from ((architecture, D, options, tile) for tile in (tiles if every else tiles[:1]))
+
+
 GRADIENTS = [f"attention_{of}_gradient_kernel" for of in ("query", "key", "mask")]
+HEAD_DIMS = (40, 64, 72, 80, 128, 160, 256, 512)
+LONG, TEXT = {"mask": "keys"}, {"Lk": 77, "mask": "keys", "causal": False}
+
+
+def test_pieces_that_triton_holds():
+    """Two powers of two: of the head dims of image models, and of the keys of a text."""
+    host = pytest.importorskip("imagegen.ops.triton.attention_tiles")
+    expected = {40: (32, 16), 64: (64, 0), 72: (64, 16), 80: (64, 16), 88: (64, 32), 128: (128, 0), 160: (128, 32)}
+    for D, held in expected.items():
+        assert host.head_pieces(D, 2, host.WIDEST) == {"D": D, "D0": held[0], "D1": held[1], "CHUNK": 0}
+    assert host.head_pieces(512, 2, host.WIDEST) == {"D": 512, "D0": 256, "D1": 0, "CHUNK": 64}  # q is read again
+    assert host.pieces(77) == (64, 16) and host.WHOLE_KEYS >= 77
 
 
 def test_triton_forward_compiles_ahead_of_time():
-    short = {"Lk": 77, "causal": False}
-    check_ahead_of_time("attention_kernel", [(80, 72, {}), (90, 40, {"mask": "keys"}), (100, 128, {}), (90, 80, short)])
+    cases = itertools.product(SHARED, [D for D in HEAD_DIMS if D != 256], [LONG])
+    short = itertools.product(SHARED, (40, 80), [TEXT])
+    check_ahead_of_time("attention_kernel", [*with_tiles("attention_kernel", [*cases, *short])])
 
 
 @pytest.mark.parametrize("kernel", GRADIENTS)
 def test_triton_gradients_compile_ahead_of_time(kernel):
-    check_ahead_of_time(kernel, [(80, 64, {})])
-
-
-HEAD_DIMS = (40, 64, 72, 80, 128, 160, 256, 512)
+    check_ahead_of_time(kernel, [*with_tiles(kernel, [(80, 64, LONG), (90, 128, LONG), (100, 40, LONG)])])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("D", HEAD_DIMS)
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_triton_tile_of_the_forward(architecture, D):
-    options = [{}, {"mask": "keys"}, {"mask": "scores"}, {"Lk": 77, "mask": "keys", "causal": False}]
-    check_ahead_of_time("attention_kernel", [(architecture, D, o) for o in options])
+    masks = [{}, LONG, {"mask": "scores"}, TEXT, TEXT | {"mask": "scores"}]
+    cases = [(architecture, D, options) for options in masks]
+    check_ahead_of_time("attention_kernel", [*with_tiles("attention_kernel", cases, every=True)])
 
 
 @pytest.mark.slow
@@ -283,4 +307,4 @@ def test_every_triton_tile_of_the_forward(architecture, D):
 @pytest.mark.parametrize("architecture", SHARED)
 @pytest.mark.parametrize("kernel", GRADIENTS)
 def test_every_triton_tile_of_the_gradients(kernel, architecture, D):
-    check_ahead_of_time(kernel, [(architecture, D, {"mask": "keys"})])
+    check_ahead_of_time(kernel, [*with_tiles(kernel, [(architecture, D, LONG)], every=True)])

@@ -27,10 +27,10 @@ from .attention_tiles import (
     WIDEST_OF_KEYS,
     column_blocks,
     head_pieces,
-    key_gradient_tile,
-    mask_gradient_tile,
-    query_gradient_tile,
-    tile_for,
+    key_gradient_tiles,
+    launch_with_fastest_tile,
+    mask_gradient_tiles,
+    query_gradient_tiles,
 )
 
 
@@ -48,18 +48,20 @@ def attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_
     known = constants(q, k, mask, causal, [q, k, v, grad, dq, dk, dv])
 
     def run(kernel, tiles, widest, programs, *outputs, **options):
-        tile = tile_for(q, tiles, D, q.element_size())
-        kernel[programs(tile)](
-            *inputs,
-            *outputs,
-            **head_pieces(D, q.element_size(), widest),
-            **known,
-            **options,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        def launch(tile):
+            kernel[programs(tile)](
+                *inputs,
+                *outputs,
+                **head_pieces(D, q.element_size(), widest),
+                **known,
+                **options,
+                ROWS=tile.rows,
+                COLUMNS=tile.columns,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
+
+        launch_with_fastest_tile(q, tiles, (D, q.element_size()), launch)
 
     with torch.cuda.device_of(q):
         width = triton.next_power_of_2(D)
@@ -69,14 +71,14 @@ def attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_
         )
         run(
             attention_query_gradient_kernel,
-            query_gradient_tile,
+            query_gradient_tiles,
             WIDEST,
             lambda tile: (triton.cdiv(Lq, tile.rows) * B * H, column_blocks(D, WIDEST)),
             *(delta, delta_of_p, dq, dq.stride()[:3]),
         )
         run(
             attention_key_gradient_kernel,
-            key_gradient_tile,
+            key_gradient_tiles,
             WIDEST_OF_KEYS,
             lambda tile: (triton.cdiv(Lk, tile.rows) * B * Hk, column_blocks(D, WIDEST_OF_KEYS)),
             *(delta_of_p, dk, dk.stride()[:3], dv, dv.stride()[:3]),
@@ -85,7 +87,7 @@ def attention_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_needs_
             sizes = (1,) * (4 - mask.dim()) + tuple(mask.shape)
             run(
                 attention_mask_gradient_kernel,
-                mask_gradient_tile,
+                mask_gradient_tiles,
                 WIDEST,
                 lambda tile: (
                     sizes[0] * sizes[1] * triton.cdiv(sizes[2], tile.rows) * triton.cdiv(sizes[3], tile.columns),

@@ -20,7 +20,15 @@ from .attention_scores import (
     steps,
     store_rows,
 )
-from .attention_tiles import WHOLE_KEYS, WIDEST, column_blocks, forward_tile, head_pieces, pieces, tile_for
+from .attention_tiles import (
+    WHOLE_KEYS,
+    WIDEST,
+    column_blocks,
+    forward_tiles,
+    head_pieces,
+    launch_with_fastest_tile,
+    pieces,
+)
 
 _LN_2 = tl.constexpr(math.log(2))
 
@@ -34,14 +42,14 @@ def attention(q, k, v, mask, causal, scale):
     if out.numel() == 0 or Lk == 0:
         return out.zero_(), lse.fill_(-math.inf)
     whole = Lk <= WHOLE_KEYS and D <= WIDEST
-    tile = tile_for(q, forward_tile, D, q.element_size(), masks_scores(mask), whole)
-    BN, N1 = pieces(Lk) if whole else (tile.columns, 0)
-    with torch.cuda.device_of(q):
+    arguments = *operands(q, k, v, mask, scale), out, out.stride()[:3], lse
+    known = head_pieces(D, q.element_size(), WIDEST) | constants(q, k, mask, causal, [q, k, v, out])
+
+    def launch(tile):
+        BN, N1 = pieces(Lk) if whole else (tile.columns, 0)
         attention_kernel[triton.cdiv(Lq, tile.rows) * B * H, column_blocks(D, WIDEST)](
-            *operands(q, k, v, mask, scale),
-            *(out, out.stride()[:3], lse),
-            **head_pieces(D, q.element_size(), WIDEST),
-            **constants(q, k, mask, causal, [q, k, v, out]),
+            *arguments,
+            **known,
             BM=tile.rows,
             BN=BN,
             N1=N1,
@@ -49,6 +57,9 @@ def attention(q, k, v, mask, causal, scale):
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+    with torch.cuda.device_of(q):
+        launch_with_fastest_tile(q, forward_tiles, (D, q.element_size(), masks_scores(mask), whole), launch)
     return out, lse
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import triton
 
+from .fastest import launch_fastest
+
 WIDEST = 256  # the largest head dim whose operands are held, and the columns a program owns above it
 WIDEST_OF_KEYS = 128  # the same where keys and values are held and both their gradients summed
 WHOLE_KEYS = 128  # up to here all keys are held at once: one softmax, no rescaling
@@ -22,29 +24,44 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_for(q, tiles, *shape):
+def launch_with_fastest_tile(q, tiles, shape, launch):
+    """launch(tile) with the fastest of tiles(*shape, capability): `shape` is the class of calls that share a choice."""
     if not q.is_cuda:
-        return _INTERPRETED
+        return launch(_INTERPRETED)
     major = torch.cuda.get_device_capability(q.device)[0]
-    return tiles(*shape, 8 if major == 12 else major)  # sm_120 has the matrix instructions and shared memory of sm_8x
+    capability = 8 if major == 12 else major  # sm_120 has the matrix instructions and shared memory of sm_8x
+    launch_fastest((tiles.__name__, q.device, *shape), tiles(*shape, capability), launch)
 
 
-# Tiles of which no kernel of two-byte elements spills a register on sm_80, sm_90 or sm_100, as
-# tests/ops/test_attention_gpu.py sees when it compiles them. float, each operand of which becomes two of tf32, still
-# spills at D of 128 and more; where the library has CUDA kernels those come first. capability is the major one.
+# Candidates, the one that is predicted fastest first. No kernel of two-byte elements spills a register with any of them
+# on sm_80, sm_90 or sm_100, as tests/ops/test_attention_gpu.py sees when it compiles them. float, each operand of which
+# becomes two of tf32, still spills at D of 128 and more; where the library has CUDA kernels those come first.
+# capability is the major one.
 
 
-def forward_tile(D, element_size, masks_scores, whole, capability):
+def forward_tiles(D, element_size, masks_scores, whole, capability):
     if element_size > 2:
-        return Tile(64, 32, 8, 1) if D <= 128 else Tile(32, 16, 4, 1)
+        return (Tile(64, 32, 8, 1) if D <= 128 else Tile(32, 16, 4, 1),)
+    if masks_scores or D > 160:
+        return (_forward_under_pressure(D, masks_scores, whole, capability),)
+    if whole:
+        return Tile(128, 64, 8, 1), Tile(64, 64, 4, 1)
     if D <= 64:
-        if masks_scores:
-            return Tile(64, 64, 8, 2)
-        return Tile(128, 64, 4, 3) if capability < 10 else Tile(128, 64, 8, 2)
-    if D <= 128:
-        return Tile(128, 32 if masks_scores else 64, 8, 2)
-    if D <= 160 and capability >= 9:
-        return Tile(128, 32 if masks_scores else 64, 8, 2)
+        first = Tile(128, 64, 4, 3) if capability < 10 else Tile(128, 64, 8, 2)
+        return first, Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)
+    if capability >= 9:
+        return Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)
+    if D <= 128:  # where the last columns of the second piece are masked, that takes registers
+        return (Tile(128, 32 if D % 16 else 64, 8, 2),)
+    return (Tile(64, 32, 8, 1),)
+
+
+def _forward_under_pressure(D, masks_scores, whole, capability):
+    """The one tile whose registers suffice for a mask of all scores, or for a wide head dim."""
+    if D <= 64:
+        return Tile(64, 64, 8, 2)
+    if D <= 128 or (D <= 160 and capability >= 9):
+        return Tile(128, 32, 8, 2)
     if 160 < D <= WIDEST and whole and capability < 9:
         return Tile(32, 32, 8, 1)
     if 160 < D <= WIDEST and masks_scores and capability == 9:
@@ -52,20 +69,20 @@ def forward_tile(D, element_size, masks_scores, whole, capability):
     return Tile(64, 32, 8, 1)
 
 
-def query_gradient_tile(D, element_size, capability):
+def query_gradient_tiles(D, element_size, capability):
     if element_size > 2:
-        return Tile(32, 32, 8, 1) if D <= 128 else Tile(32, 16, 8, 1)
-    return Tile(64, 64, 8, 2) if D <= 128 else Tile(64, 32, 8, 2 if capability >= 9 else 1)
+        return (Tile(32, 32, 8, 1) if D <= 128 else Tile(32, 16, 8, 1),)
+    return (Tile(64, 64, 8, 2) if D <= 128 else Tile(64, 32, 8, 2 if capability >= 9 else 1),)
 
 
-def key_gradient_tile(D, element_size, capability):
+def key_gradient_tiles(D, element_size, capability):
     if element_size > 2:
-        return Tile(32, 32, 8, 1) if D <= 64 else Tile(32, 16, 8, 1)
-    return Tile(64, 16, 8, 1) if capability < 9 else Tile(64, 32, 8, 2 if capability < 10 else 1)
+        return (Tile(32, 32, 8, 1) if D <= 64 else Tile(32, 16, 8, 1),)
+    return (Tile(64, 16, 8, 1) if capability < 9 else Tile(64, 32, 8, 2 if capability < 10 else 1),)
 
 
-def mask_gradient_tile(D, element_size, capability):
-    return Tile(64, 32, 8, 2) if element_size == 2 else Tile(32, 32, 8, 1)
+def mask_gradient_tiles(D, element_size, capability):
+    return (Tile(64, 32, 8, 2) if element_size == 2 else Tile(32, 32, 8, 1),)
 
 
 # The interpreter takes as long for a large tile as for a small one.
