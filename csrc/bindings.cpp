@@ -7,6 +7,7 @@
 
 #include "common/conv_algorithm.h"
 #include "common/cpu_capability.h"
+#include "common/output_cache.h"
 #include "common/weight_cache.h"
 
 #ifndef IMAGEGEN_CUDA_ARCHITECTURES
@@ -53,6 +54,10 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets of this machine that kernels were built for, best last.");
   m.def("cpu_capability", [] { return kCpuCapabilityNames[static_cast<int>(cpu_capability())]; });
   m.def("conv_algorithm", &conv_algorithm);
+  m.def("output_cache_bytes", &output_cache_bytes);
+  m.def("output_cache_limit", &output_cache_limit);
+  m.def("set_output_cache_limit", &set_output_cache_limit);
+  m.def("clear_output_cache", &clear_output_cache);
   m.def("weight_cache_bytes", &weight_cache_bytes);
   m.def("weight_cache_misses", &weight_cache_misses);
   m.def("weight_cache_limit", &weight_cache_limit);

@@ -7,7 +7,19 @@ from ._optimize import optimize, restore
 from .info import info
 
 __version__ = "0.1.0"
-__all__ = ["data", "info", "models", "nn", "ops", "optimize", "restore", "samplers", "train", "weight_cache"]
+__all__ = [
+    "data",
+    "info",
+    "models",
+    "nn",
+    "ops",
+    "optimize",
+    "output_cache",
+    "restore",
+    "samplers",
+    "train",
+    "weight_cache",
+]
 
 
 def __getattr__(name):

@@ -113,3 +113,10 @@ def castable(t):
 
 
 _python_side = torch.library.Library("imagegen", "FRAGMENT")
+
+
+def set_cache_limit(cache, size):
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"{cache}.set_limit: size must be a number of bytes, at least 0, got {size!r}")
+    if _C:
+        getattr(_C, f"set_{cache}_limit")(size)

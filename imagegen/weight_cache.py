@@ -26,10 +26,7 @@ def limit():
 
 def set_limit(size):
     """Keep at most `size` bytes from now on; 0 keeps nothing."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise ValueError(f"weight_cache.set_limit: size must be a number of bytes, at least 0, got {size!r}")
-    if _library._C:
-        _library._C.set_weight_cache_limit(size)
+    _library.set_cache_limit("weight_cache", size)
 
 
 def clear():

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "output_cache.h"
+
 namespace imagegen {
 
 inline bool is_channels_last(const torch::stable::Tensor& x) {
@@ -15,8 +17,10 @@ inline bool is_channels_last(const torch::stable::Tensor& x) {
 inline torch::stable::Tensor new_empty_4d(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
                                           bool channels_last) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const torch::stable::Tensor t =
+      torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return x.is_cpu() ? in_kept_memory(t) : t;
 }
 
 }  // namespace imagegen

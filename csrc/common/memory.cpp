@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -35,6 +36,11 @@ void page_in(void* p, size_t bytes) {
   constexpr int64_t kFewThreads = 4;
   if (bytes < 2 * kHugePage || num_threads() > kFewThreads) return;
   for (size_t i = 0; i < bytes; i += kHugePage) static_cast<volatile char*>(p)[i] = 0;
+}
+
+size_t machine_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+  return pages > 0 && bytes > 0 ? size_t(pages) * size_t(bytes) : size_t{2} << 30;
 }
 
 void* allocate(size_t bytes) {

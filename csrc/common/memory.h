@@ -1,5 +1,5 @@
-// Memory on huge pages: a fresh output above 32 MB otherwise costs 12 ms per 33 MB in page faults (2 ms with them),
-// and packed weights on 4 KB pages cost 8 % in TLB misses.
+// Memory on huge pages: fresh memory otherwise costs 12 ms per 33 MB in page faults (2 ms with them), and packed
+// weights on 4 KB pages cost 8 % in TLB misses.
 #pragma once
 #include <cstddef>
 
@@ -12,6 +12,9 @@ void advise_huge(void* p, size_t bytes);
 // the start: two threads that fault at once took 19 ms for 33 MB, one alone 2.5 ms. Many threads clear pages faster
 // than one and are left to it. Writes to the memory.
 void page_in(void* p, size_t bytes);
+
+// What the machine has, or 2 GB if it does not say.
+size_t machine_memory();
 
 // Uninitialised memory, 64-byte aligned, on huge pages where it is large.
 void* allocate(size_t bytes);

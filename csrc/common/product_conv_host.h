@@ -10,7 +10,6 @@
 #include "cpu_capability.h"
 #include "fingerprint.h"
 #include "layout.h"
-#include "memory.h"
 #include "product_conv.h"
 #include "product_conv_weight.h"
 #include "weight_cache.h"
@@ -41,7 +40,6 @@ inline ProductConvParams product_conv_params(const torch::stable::Tensor& x, Dty
   p.y_channels_last = is_channels_last(y);
   p.batch = x.size(0), p.cin = x.size(1), p.in_h = x.size(2), p.in_w = x.size(3);
   p.cout = y.size(1), p.out_h = y.size(2), p.out_w = y.size(3);
-  page_in(p.y, y.numel() * y.element_size());
   return p;
 }
 

@@ -1,7 +1,5 @@
 #include "weight_cache.h"
 
-#include <unistd.h>
-
 #include <list>
 #include <mutex>
 
@@ -15,16 +13,11 @@ struct Entry {
   int64_t last_use;  // the lookup that wanted it last
 };
 
-size_t half_of_memory() {
-  const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
-  return pages > 0 && bytes > 0 ? size_t(pages) / 2 * size_t(bytes) : size_t{1} << 30;
-}
-
 // Models have some fifty of these layers, so a list, latest first, is enough.
 struct Cache {
   std::mutex mutex;
   std::list<Entry> entries;
-  size_t bytes = 0, limit = half_of_memory();
+  size_t bytes = 0, limit = machine_memory() / 2;
   int64_t lookups = 0, misses = 0;
 
   void erase(std::list<Entry>::iterator entry) {

@@ -248,8 +248,8 @@ inline SamplerStepParams sampler_step_params(const StepView& x, int64_t slots, c
   return p;
 }
 
-// The operators of one device. Device::made(t) hears of every new tensor, Device::run(x, on, slots, a, to) is one step
-// of x, or nothing where x is empty.
+// The operators of one device. Device::made(t) has the last word on a new tensor, Device::run(x, on, slots, a, to) is
+// one step of x, or nothing where x is empty.
 template <class Device>
 struct SamplerStepOperators {
   static std::vector<Tensor> functional(const Tensor& x, const std::vector<Tensor>& slots, const Tensor& model_output,
@@ -272,9 +272,8 @@ struct SamplerStepOperators {
     StepOutputs to{};
     std::vector<Tensor> outputs;
     outputs.reserve(3);
-    const auto add = [&](Tensor t) {
-      Device::made(t);
-      outputs.push_back(std::move(t));
+    const auto add = [&](const Tensor& t) {
+      outputs.push_back(Device::made(t));
       return step_view(outputs.back());
     };
     if (!shared) to.next = add(new_like(view, x));
@@ -302,8 +301,7 @@ struct SamplerStepOperators {
     const StepView x = step_view(state, 0);
     check_sampler_step(x, state, state.size(0) - 1, a);
 
-    const Tensor model_input = new_model_input(x, state, a);
-    Device::made(model_input);
+    const Tensor model_input = Device::made(new_model_input(x, state, a));
     StepOutputs to{x, {}, {}, copies, true};
     if (copies) to.model_input = step_view(model_input);
     Device::run(x, state, step_slots(state), a, to);

@@ -4,7 +4,7 @@
 
 #include "attention_backward.h"
 #include "common/cpu_capability.h"
-#include "common/memory.h"
+#include "common/output_cache.h"
 #include "ops/attention_rows.h"
 
 namespace imagegen {
@@ -16,9 +16,7 @@ IMAGEGEN_DECLARE_KERNEL(void attention_backward_kernel(const AttentionParams&, v
 namespace {
 
 Tensor output_like(const Tensor& x) {
-  Tensor t = empty_like_heads(x);
-  advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
-  return t;
+  return in_kept_memory(empty_like_heads(x));
 }
 
 std::tuple<Tensor, Tensor> run(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cpu_capability.h"
-#include "common/memory.h"
+#include "common/output_cache.h"
 
 namespace imagegen {
 
@@ -13,10 +13,9 @@ namespace {
 
 Tensor run(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& grad, int64_t dim,
            const std::string& act, double alpha, double gain, std::optional<double> clamp) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = in_kept_memory(torch::stable::empty_like(x));
   const BiasActParams params = bias_act_params(x, b, grad, y, dim, act, alpha, gain, clamp);
   if (y.numel() == 0) return y;
-  advise_huge(params.y, y.numel() * y.element_size());
   IMAGEGEN_PICK_KERNEL(bias_act_kernel, params.dtype)(params);
   return y;
 }

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cpu_capability.h"
-#include "common/memory.h"
+#include "common/output_cache.h"
 #include "ops/group_norm_host.h"
 
 namespace imagegen {
@@ -15,9 +15,7 @@ namespace {
 struct Cpu {
   static Tensor empty(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype,
                       torch::headeronly::MemoryFormat format) {
-    Tensor t = torch::stable::empty(shape, dtype, std::nullopt, x.device(), std::nullopt, format);
-    advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
-    return t;
+    return in_kept_memory(torch::stable::empty(shape, dtype, std::nullopt, x.device(), std::nullopt, format));
   }
 
   static void run(const GroupNormParams& params, const Tensor&) {

@@ -2,6 +2,7 @@
 
 #include "common/cpu_capability.h"
 #include "common/memory.h"
+#include "common/output_cache.h"
 #include "ops/sampler_step_host.h"
 
 namespace imagegen {
@@ -69,7 +70,7 @@ bool bounds_any(const SamplerStepParams& p, const std::vector<double>& rows, siz
 }
 
 struct Cpu {
-  static void made(const Tensor& t) { advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size()); }
+  static Tensor made(const Tensor& t) { return in_kept_memory(t); }
 
   static void run(const StepView& x, const Tensor&, const std::vector<StepView>& slots, const SamplerStepArguments& a,
                   const StepOutputs& to) {

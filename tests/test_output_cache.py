@@ -1,0 +1,100 @@
+import threading
+
+import pytest
+import torch
+
+from imagegen import _library, ops, output_cache
+
+pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+
+X = torch.randn(1, 4, 512, 512)  # 4 MB
+BYTES = X.numel() * X.element_size()
+
+
+@pytest.fixture(autouse=True)
+def limit():
+    before = output_cache.limit()
+    output_cache.clear()
+    yield before
+    output_cache.set_limit(before)
+    output_cache.clear()
+
+
+def double(x=X):
+    return ops.bias_act(x, gain=2.0, backend="cpu")
+
+
+def test_the_next_output_takes_the_memory_of_the_last():
+    y = double()
+    where = y.data_ptr()
+    assert output_cache.size() == 0
+    del y
+    assert output_cache.size() == BYTES
+    y = double()
+    assert y.data_ptr() == where and output_cache.size() == 0
+    torch.testing.assert_close(y, 2 * X)
+
+
+def test_memory_in_use_is_nobody_elses():
+    first, part = double(), double(X + 1)[:, 1]  # a view holds on to the whole
+    second = double(X + 2)
+    torch.testing.assert_close(first, 2 * X)
+    torch.testing.assert_close(part, 2 * (X + 1)[:, 1])
+    torch.testing.assert_close(second, 2 * (X + 2))
+
+
+def test_a_block_serves_outputs_a_little_smaller():
+    del_me = double(torch.randn(5, 512, 512))
+    where = del_me.data_ptr()
+    del del_me
+    assert double().data_ptr() == where
+    assert double(torch.randn(16, 512, 512)).data_ptr() != where
+
+
+def test_small_outputs_are_torchs():
+    double(X[..., :-1])
+    assert output_cache.size() == 0
+
+
+def test_keeps_to_the_limit():
+    output_cache.set_limit(2 * BYTES)
+    outputs = [double() for _ in range(3)]
+    del outputs
+    assert output_cache.size() == 2 * BYTES
+    output_cache.set_limit(BYTES)
+    assert output_cache.size() == BYTES
+    output_cache.set_limit(0)
+    double()
+    assert output_cache.size() == 0
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_strides_dtype_and_gradient_are_as_always(memory_format):
+    x = torch.randn(2, 64, 128, 128, dtype=torch.bfloat16).to(memory_format=memory_format).requires_grad_()
+    y = ops.group_norm(x, 8, activation="silu", backend="cpu")
+    assert y.stride() == x.stride() and y.dtype == x.dtype and y.storage_offset() == 0
+    y.sum().backward()
+    assert x.grad.stride() == x.stride() and bool(x.grad.isfinite().all())
+    assert y.untyped_storage().nbytes() == y.numel() * 2
+    with pytest.raises(RuntimeError, match="not resizable"):
+        y.detach().resize_(2 * y.numel())
+
+
+def test_threads_may_drop_what_others_made():
+    made = [double() for _ in range(4)]
+    threads = [threading.Thread(target=made.pop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert output_cache.size() == 4 * BYTES
+
+
+def test_a_sixteenth_of_the_memory_by_default(limit):
+    assert 1 << 24 < limit < 1 << 42
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, True, "1 GB"])
+def test_refuses_what_is_no_size(size):
+    with pytest.raises(ValueError, match=r"output_cache\.set_limit: size must be a number of bytes, at least 0, got"):
+        output_cache.set_limit(size)
