@@ -22,7 +22,7 @@ class Model:
     """A model under test: build() makes it, call(module, **tensors) -> tensor is what is timed.
 
     Every provider has a module of its own in every memory format. Those of one format share their weights, unless the
-    call `trains` and so changes them. Only the model that ran last is kept: some are large.
+    call `trains` or optimize changes them. Only the model that ran last is kept: some are large.
     """
 
     kept = None
@@ -97,8 +97,12 @@ class Model:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return self._seeded().to(device, dtype, memory_format=memory_format)
 
-    def _module(self, provider, *kind):
-        own = self._weights(*kind) if self.trains else _share(self._once(self._weights, *kind))
+    def _module(self, provider, channels_last, device, dtype):
+        kind = channels_last, device, dtype
+        alone = self.trains or (
+            provider == "imagegen" and device.type == "cuda"
+        )  # where optimize lays weights out anew
+        own = self._weights(*kind) if alone else _share(self._once(self._weights, *kind))
         if provider == "imagegen":
             imagegen.optimize(own)
         if provider == "compile":

@@ -17,6 +17,7 @@ from ..nn import bias_act
 from ..nn._plain_conv import PLAIN
 from ..ops._activation import LRELU_SLOPE
 from ..ops._check import DTYPES
+from .channels_last import follow
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Conv2d(torch.nn.Conv2d):
         return [Fusion(conv, [], "Conv2d", "conv2d", _first_difference(conv, PLAIN))]
 
     def forward(self, input):
-        return ops.conv2d(input, self.weight, self.bias) if takes(input) else super().forward(input)
+        return conv2d(self, input) if takes(input) else super().forward(input)
 
 
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
@@ -117,7 +118,7 @@ def leading(children):
         activation, m = _activation_at(children, n)
         if n + m > 1:
             op = ops.upsample_conv2d if upsampled else ops.conv2d
-            return n + m, op.__name__, lambda x: op(x, conv.weight, conv.bias, activation=activation)
+            return n + m, op.__name__, lambda x: op(follow(conv, x), conv.weight, conv.bias, activation=activation)
     if type(head) is GroupNorm:
         activation, m = _activation_at(children, 1)
         conv = children[1 + m] if len(children) > 1 + m else None
@@ -136,7 +137,7 @@ def leading(children):
 
 
 def conv2d(conv, x, after="linear", residual=None):
-    return ops.conv2d(x, conv.weight, conv.bias, activation=after, residual=residual)
+    return ops.conv2d(follow(conv, x), conv.weight, conv.bias, activation=after, residual=residual)
 
 
 def group_norm(norm, activation, x, scale=None, shift=None):
@@ -156,7 +157,8 @@ def norm_conv2d(norm, activation, conv, x, *, scale=None, shift=None, bias=None,
     bias = conv.bias if bias is None else bias
     options = {"activation": after, "residual": residual}
     if not x.is_cpu or x.nbytes <= _CACHED_BYTES or records(x, norm.weight, conv.weight, scale, residual):
-        return ops.conv2d(group_norm(norm, activation, x, scale, shift), conv.weight, bias, **options)
+        hidden = group_norm(norm, activation, follow(conv, x), scale, shift)
+        return ops.conv2d(hidden, conv.weight, bias, **options)
     gain, offset = ops.group_norm_factors(
         x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, scale=scale, shift=shift
     )

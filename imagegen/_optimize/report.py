@@ -26,18 +26,24 @@ class Left:
 class Report:
     """What was replaced, and what was left and why; prints as a table, alike modules on one line.
 
-    `kept` counts the modules that an earlier optimize had replaced already.
+    `kept` counts the modules that an earlier optimize had replaced already. `moved` names the convolutions, replaced or
+    not, whose weights now lie in channels_last.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     kept: int = 0
+    moved: list[str] = field(default_factory=list)
 
     def __str__(self):
         before = f", {self.kept} were before" if self.kept else ""
         parts = [f"{len(self.replaced)} replaced{before}, {len(self.left)} left"]
         if self.replaced:
             parts.append(_table("replaced", "by", [(r.was, r.by, r.name) for r in self.replaced]))
+        if self.moved:
+            parts.append(
+                f"weights laid out in channels_last, as cuDNN convolves: {len(self.moved)}, {_where(self.moved)}"
+            )
         if self.left:
             parts.append(_table("left", "because", [(left.was, left.why, left.name) for left in self.left]))
         return "\n\n".join(parts)
