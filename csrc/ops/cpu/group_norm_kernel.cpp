@@ -87,14 +87,48 @@ INLINE ChannelCoefficients<T> neighbours(const Coefficients<T>& k, int64_t i) {
   return c;
 }
 
+// Loops are compiled for no activation and for SiLU, which follow normalisations. Any other costs a call a vector, and
+// a third of the time to compile.
+constexpr Activation kAnother = static_cast<Activation>(-1);
+
+template <class F>
+INLINE void dispatch_usual(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::linear: return f.template operator()<Activation::linear>();
+    case Activation::silu: return f.template operator()<Activation::silu>();
+    default: return f.template operator()<kAnother>();
+  }
+}
+
+template <class T>
+NOINLINE Vec<T> activate_any(Activation activation, Vec<T> z) {
+  return dispatch_activation(activation, [&]<Activation A>() { return activate<A, T>(z); });
+}
+template <class T>
+NOINLINE Vec<T> activate_derivative_any(Activation activation, Vec<T> z) {
+  return dispatch_activation(activation, [&]<Activation A>() { return activate_derivative<A, T>(z); });
+}
+
 template <Activation A, class T>
-INLINE Vec<T> normalise(Vec<T> x, const ChannelCoefficients<T>& k) {
-  return activate<A, T>((x - k.center) * k.gain + k.offset);
+INLINE Vec<T> normalise(Vec<T> x, const ChannelCoefficients<T>& k, Activation activation) {
+  const Vec<T> z = (x - k.center) * k.gain + k.offset;
+  if constexpr (A == kAnother)
+    return activate_any<T>(activation, z);
+  else
+    return activate<A, T>(z);
+}
+// dz, for d = x - center.
+template <Activation A, class T>
+INLINE Vec<T> before_activation(Vec<T> d, Vec<T> g, const ChannelCoefficients<T>& k, Activation activation) {
+  const Vec<T> z = d * k.gain + k.offset;
+  if constexpr (A == kAnother)
+    return g * activate_derivative_any<T>(activation, z);
+  else
+    return g * activate_derivative<A, T>(z);
 }
 template <Activation A, class T>
-INLINE Vec<T> gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& k) {
-  const Vec<T> d = x - k.center;
-  const Vec<T> dz = g * activate_derivative<A, T>(d * k.gain + k.offset);
+INLINE Vec<T> gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& k, Activation activation) {
+  const Vec<T> d = x - k.center, dz = before_activation<A, T>(d, g, k, activation);
   return dz * k.gain - (d * k.slope + k.level);
 }
 
@@ -125,8 +159,7 @@ INLINE void drain_streams() {
 #endif
 }
 
-// The activation is chosen within a piece: outside, the threads' code would be built seven times (twice the compile
-// time).
+// The activation is chosen within a piece: outside, the threads' code would be built for each.
 //
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
 // whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first
@@ -362,16 +395,16 @@ struct GroupNorm {
         int64_t i = 0;
         for (; i + L <= length; i += L) {
           if constexpr (kBackward)
-            put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc));
+            put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc, p.activation));
           else
-            put<kStream>(y + i, normalise<A, T>(load(x + i), kc));
+            put<kStream>(y + i, normalise<A, T>(load(x + i), kc, p.activation));
         }
         if (i == length) return;
         const int64_t rest = length - i;
         if constexpr (kBackward)
-          store(y + i, gradient<A, T>(load(x + i, rest), load(grad + i, rest), kc), rest);
+          store(y + i, gradient<A, T>(load(x + i, rest), load(grad + i, rest), kc, p.activation), rest);
         else
-          store(y + i, normalise<A, T>(load(x + i, rest), kc), rest);
+          store(y + i, normalise<A, T>(load(x + i, rest), kc, p.activation), rest);
       });
     });
   }
@@ -393,7 +426,7 @@ struct GroupNorm {
         },
         [&](int64_t unit, int64_t piece) {
           if (!p.y) return;
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? planar_write<A, false, true>(unit / p.groups, unit % p.groups, piece)
                      : planar_write<A, false, false>(unit / p.groups, unit % p.groups, piece);
           });
@@ -413,7 +446,7 @@ struct GroupNorm {
         units, pieces, group_channels * p.pixels,
         [&](int64_t unit, int64_t piece) {
           T* out = sums + (unit * pieces + piece) * width;
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             keep ? planar_gradient_sums<A, kCanKeep>(unit / p.groups, unit % p.groups, piece, out)
                  : planar_gradient_sums<A, false>(unit / p.groups, unit % p.groups, piece, out);
           });
@@ -433,7 +466,7 @@ struct GroupNorm {
         },
         [&](int64_t unit, int64_t piece) {
           if (keep) return planar_write<Activation::linear, true, false, true>(unit / p.groups, unit % p.groups, piece);
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? planar_write<A, true, true>(unit / p.groups, unit % p.groups, piece)
                      : planar_write<A, true, false>(unit / p.groups, unit % p.groups, piece);
           });
@@ -550,17 +583,17 @@ struct GroupNorm {
                   for (; c + L <= p.channels; c += L) {
                     const auto kc = neighbours<kBackward>(k, b * padded + c);
                     if constexpr (kBackward)
-                      put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc));
+                      put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
                     else
-                      put<kStream>(y + c, normalise<A, T>(load(x + c), kc));
+                      put<kStream>(y + c, normalise<A, T>(load(x + c), kc, p.activation));
                   }
                   if (c == p.channels) continue;
                   const int64_t rest = p.channels - c;
                   const auto kc = neighbours<kBackward>(k, b * padded + c);
                   if constexpr (kBackward)
-                    store(y + c, gradient<A, T>(load(x + c, rest), load(grad + c, rest), kc), rest);
+                    store(y + c, gradient<A, T>(load(x + c, rest), load(grad + c, rest), kc, p.activation), rest);
                   else
-                    store(y + c, normalise<A, T>(load(x + c, rest), kc), rest);
+                    store(y + c, normalise<A, T>(load(x + c, rest), kc, p.activation), rest);
                 }
               });
   }
@@ -583,7 +616,7 @@ struct GroupNorm {
         },
         [&](int64_t b, int64_t piece) {
           if (!p.y) return;
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? innermost_write<A, false, true>(b, piece) : innermost_write<A, false, false>(b, piece);
           });
         });
@@ -599,7 +632,7 @@ struct GroupNorm {
     two_sweeps(
         p.batch, pieces, p.channels * p.pixels,
         [&](int64_t b, int64_t piece) {
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             innermost_gradient_sums<A>(b, piece, sums + (b * pieces + piece) * 2 * padded);
           });
         },
@@ -615,16 +648,16 @@ struct GroupNorm {
             });
         },
         [&](int64_t b, int64_t piece) {
-          dispatch_activation(p.activation, [&]<Activation A>() {
+          dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? innermost_write<A, true, true>(b, piece) : innermost_write<A, true, false>(b, piece);
           });
         });
   }
 
   template <Activation A>
-  INLINE static Vec<T> add_gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& kc, Vec<T>& dz_sum,
-                                    Vec<T>& dz_d_sum) {
-    const Vec<T> d = x - kc.center, dz = g * activate_derivative<A, T>(d * kc.gain + kc.offset);
+  INLINE Vec<T> add_gradient(Vec<T> x, Vec<T> g, const ChannelCoefficients<T>& kc, Vec<T>& dz_sum,
+                             Vec<T>& dz_d_sum) const {
+    const Vec<T> d = x - kc.center, dz = before_activation<A, T>(d, g, kc, p.activation);
     dz_sum += dz, dz_d_sum += dz * d;
     return dz;
   }
