@@ -45,6 +45,7 @@ struct AttentionParams {
   bool causal;  // query i sees the keys up to i + k_len - q_len
   double scale;
   int64_t batch, heads, kv_heads, q_len, k_len, head_dim;
+  int64_t multiprocessors;  // of the GPU
 };
 
 }  // namespace imagegen

@@ -83,11 +83,9 @@ def attention(
 
 
 def _declines(backend, q):
-    """Why the CUDA kernel, which holds a whole row in tensor cores' precisions, does not take q; None where it does."""
+    """Why the CUDA kernel, which multiplies on tensor cores, does not take q; None where it does."""
     if backend == "cuda" and q.dtype == torch.float64:
         return "the cuda kernel takes float32, bfloat16 or float16, q is torch.float64"
-    if backend == "cuda" and q.size(3) > 256:
-        return f"the cuda kernel takes head dimensions up to 256, q has {q.size(3)}"
     return None
 
 

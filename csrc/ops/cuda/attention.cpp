@@ -21,7 +21,6 @@ namespace {
 void check_kernel_takes(const Tensor& q) {
   IMAGEGEN_CHECK(q.scalar_type() != ScalarType::Double,
                  "attention: the cuda kernel takes float32, bfloat16 or float16, q is torch.float64");
-  IMAGEGEN_CHECK(q.size(3) <= 256, "attention: the cuda kernel takes head dimensions up to 256, q has ", q.size(3));
 }
 
 std::tuple<Tensor, Tensor> attention_cuda(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
@@ -34,7 +33,8 @@ std::tuple<Tensor, Tensor> attention_cuda(const Tensor& q_in, const Tensor& k_in
   const Tensor lse =
       torch::stable::empty({q.size(0), q.size(1), q.size(2)}, attention_lse_dtype(q), std::nullopt, q.device());
   if (lse.numel() == 0) return {out, lse};
-  const AttentionParams params = attention_params(q, k, v, mask, out, lse, causal, scale);
+  AttentionParams params = attention_params(q, k, v, mask, out, lse, causal, scale);
+  params.multiprocessors = scope.multiprocessors();
   const bool sm90 = scope.runs_sm90a() && cuda::attention_sm90_takes(params);
   check_launch("attention", (sm90 ? cuda::attention_sm90_kernel : cuda::attention_kernel)(params, scope.stream));
   return {out, lse};

@@ -1,7 +1,15 @@
 // attention's forward on tensor cores (mma.sync, sm_80 and later; attention_sm90_kernel.cu is faster at what it takes).
 // A block takes some queries of one head; each of its warps keeps the scores, the running softmax and the output of its
 // own rows in registers. The queries lie in shared memory throughout; keys and values pass through two stages there:
-// while one is multiplied, the other is filled.
+// while one is multiplied, the other is filled. Head dims above 256 pass in pieces, and two blocks share the output.
+//
+// Predicted, not measured: microseconds on an H200 (132 SMs, 1.75 GHz; 1024 products, 16 exponentials and 128 bytes of
+// shared memory a cycle) in bf16, for whole waves of blocks, where attention_sm90_kernel.cu does not take the call:
+//   (B, H, Lq, Lk, D)          tensor cores  exponentials  shared memory
+//   (1, 10, 4096, 4096, 64)    150           75            112
+//   (2, 24, 1024, 1024, 128)   75            19            66
+//   (1, 8, 4096, 77, 40)       2             1             1
+//   (1, 1, 4096, 4096, 512)    225           19            431: one row tile a warp reads all of k for 16 queries
 #include "attention_tile.cuh"
 
 namespace imagegen::cuda {
@@ -16,10 +24,12 @@ struct Traits {
   static constexpr int kWarps = !kHalf && kBucket > 128 ? 2 : 4;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kQueries = kWarps * kRowTiles * 16;
-  static constexpr int kKeys = kHalf && kBucket == 64 ? 64 : !kHalf && kBucket > 128 ? 16 : 32;
-  static constexpr int kRow = kRowOf<S, kBucket>;
-  static constexpr int kStage = 2 * kKeys * kRow;
-  static constexpr int kSharedBytes = (kQueries * kRow + 2 * kStage) * static_cast<int>(sizeof(S));
+  static constexpr int kKeys = kHalf && kBucket == 64 ? 64 : kBucket > (kHalf ? 256 : 128) ? 16 : 32;
+  static constexpr int kPieces = Pieces<kBucket>::kCount, kPiece = Pieces<kBucket>::kWidth;
+  static constexpr int kStages = !kHalf && kPieces > 1 ? 1 : 2;
+  static constexpr int kRow = kRowOf<S, kBucket>, kPieceRow = kRowOf<S, kPiece>;
+  static constexpr int kTile = kKeys * kPieceRow;
+  static constexpr int kSharedBytes = (kQueries * kRow + 2 * kStages * kTile) * static_cast<int>(sizeof(S));
   static_assert(kRow * sizeof(S) % 16 == 0, "rows begin where 16-byte copies may");
   static_assert(kRow * sizeof(S) / 16 % 8 == 1 || !kHalf, "eight rows of a matrix lie in different banks");
   static_assert(kKeys % 16 == 0 && kKeys % Product<S>::kDepth == 0, "whole operands");
@@ -47,12 +57,19 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
   const int64_t diagonal = p.k_len - p.q_len;
   const int64_t stop = p.causal ? min(p.k_len, m0 + T::kQueries + diagonal) : p.k_len;
 
-  const auto fill_stage = [&](int stage, int64_t n0) {
-    S* const k_tile = stages + stage * T::kStage;
+  // A step brings one piece of some keys, the last of them with the piece of their values that is ours.
+  const int ours = T::kPieces == 1 ? 0 : static_cast<int>(blockIdx.y) * T::kPiece;
+  const auto fill_stage = [&](int stage, int64_t step) {
+    S* const k_tile = stages + 2 * stage * T::kTile;
+    const int64_t n0 = step / T::kPieces * T::kKeys;
     const int valid = static_cast<int>(min(p.k_len - n0, int64_t{T::kKeys}));
-    fill<T::kThreads, kRow>(k_tile, k + n0 * p.k.row_stride, p.k.row_stride, T::kKeys, valid, shape);
-    fill<T::kThreads, kRow>(k_tile + T::kKeys * kRow, v + n0 * p.v.row_stride, p.v.row_stride, T::kKeys, valid, shape);
-    copy_async_commit();
+    const auto bring = [&](S* tile, const S* from, int64_t stride, int column) {
+      fill<T::kThreads, T::kPieceRow>(tile, from + n0 * stride + column, stride, T::kKeys, valid,
+                                      shape.columns(column, T::kPiece));
+    };
+    const int piece = static_cast<int>(step % T::kPieces);
+    bring(k_tile, k, p.k.row_stride, piece * T::kPiece);
+    if (piece == T::kPieces - 1) bring(k_tile + T::kTile, v, p.v.row_stride, ours);
   };
 
   const int warp = threadIdx.x / 32;
@@ -60,21 +77,20 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
   S* const rows = q_tile + row0 * kRow;
   const float scale = static_cast<float>(p.scale), inverse_scale = static_cast<float>(1 / p.scale);
   const float scale_log2 = scale * kLog2E;
-  float out[T::kRowTiles][kBucket / 8][4] = {};
+  float s[T::kRowTiles][T::kKeys / 8][4], out[T::kRowTiles][T::kPiece / 8][4] = {};
   RunningSoftmax softmax[T::kRowTiles];
 
   const int queries = static_cast<int>(min(p.q_len - m0, int64_t{T::kQueries}));
-  fill<T::kThreads, kRow>(q_tile, q, p.q.row_stride, T::kQueries, queries, shape);
-  if (stop > 0) fill_stage(0, 0);
-  int stage = 0;
-  for (int64_t n0 = 0; n0 < stop; n0 += T::kKeys, stage ^= 1) {
-    copy_async_wait<0>();
-    __syncthreads();  // this stage is there, and everyone is done with the other
-    if (n0 + T::kKeys < stop) fill_stage(stage ^ 1, n0 + T::kKeys);
-    const S* const k_tile = stages + stage * T::kStage;
-
-    float s[T::kRowTiles][T::kKeys / 8][4] = {};
-    add_rows_by_rows<S, kRow, T::kRowTiles, T::kKeys>(s, rows, k_tile, shape.width);
+  const int64_t tiles = stop > 0 ? (stop + T::kKeys - 1) / T::kKeys : 0;
+  if (tiles > 0) fill<T::kThreads, kRow>(q_tile, q, p.q.row_stride, T::kQueries, queries, shape);
+  for_steps<T::kStages>(tiles * T::kPieces, fill_stage, [&](int stage, int64_t step) {
+    const S* const k_tile = stages + 2 * stage * T::kTile;
+    const int64_t n0 = step / T::kPieces * T::kKeys;
+    const int piece = static_cast<int>(step % T::kPieces), column = piece * T::kPiece;
+    if (piece == 0) set_to_zero(s);
+    add_rows_by_rows<S, kRow, T::kRowTiles, T::kKeys, T::kPieceRow>(s, rows + column, k_tile,
+                                                                    shape.columns(column, T::kPiece).width);
+    if (piece < T::kPieces - 1) return;
     const bool whole = n0 + T::kKeys <= p.k_len && (!p.causal || n0 + T::kKeys - 1 <= m0 + row0 + diagonal);
 #pragma unroll
     for (int i = 0; i < T::kRowTiles; ++i) {
@@ -84,21 +100,19 @@ __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
       softmax[i].take(s[i], scale_log2, shrink);
       multiply_rows(out[i], shrink);
     }
-    add_accumulators_by_rows<S, kRow, T::kRowTiles, T::kKeys, kBucket>(out, s, k_tile + T::kKeys * kRow, shape.width);
-  }
-  if (stop <= 0) {  // the queries, whose rows are written over now, may still be on their way
-    copy_async_wait<0>();
-    __syncthreads();
-  }
+    add_accumulators_by_rows<S, T::kPieceRow, T::kRowTiles, T::kKeys, T::kPiece>(out, s, k_tile + T::kTile,
+                                                                                 shape.columns(ours, T::kPiece).width);
+  });
 
 #pragma unroll
   for (int i = 0; i < T::kRowTiles; ++i) {
     const int64_t m = m0 + row0 + i * 16;
     const int valid = static_cast<int>(min(p.q_len - m, int64_t{16}));
     float factor[2];
-    softmax[i].finish(static_cast<float*>(p.lse) + head * p.q_len + m, valid, scale, factor);
+    softmax[i].finish(static_cast<float*>(p.lse) + head * p.q_len + m, ours == 0 ? valid : 0, scale, factor);
     S* const to = static_cast<S*>(p.out.p) + b * p.out.batch_stride + h * p.out.head_stride + m * p.out.row_stride;
-    store_rows<kBucket>(rows + i * 16 * kRow, to, p.out.row_stride, valid, shape, out[i], factor[0], factor[1]);
+    store_rows<T::kPiece>(rows + i * 16 * kRow, to + ours, p.out.row_stride, valid, shape.columns(ours, T::kPiece),
+                          out[i], factor[0], factor[1]);
   }
 }
 
@@ -107,8 +121,8 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   using T = Traits<S, kBucket>;
   const bool aligned = forward_rows_aligned<S>(p);
   const int64_t blocks = (p.q_len + T::kQueries - 1) / T::kQueries * p.batch * p.heads;
-  return launch(forward_kernel<S, kBucket>, dim3(static_cast<unsigned>(blocks)), T::kThreads, T::kSharedBytes, stream,
-                p, aligned);
+  return launch(forward_kernel<S, kBucket>, dim3(static_cast<unsigned>(blocks), T::kPieces), T::kThreads,
+                T::kSharedBytes, stream, p, aligned);
 }
 
 }  // namespace

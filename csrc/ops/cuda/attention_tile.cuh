@@ -37,7 +37,44 @@ bool forward_rows_aligned(const AttentionParams& p) {
 struct RowsShape {
   int head_dim, width;
   bool aligned;
+  // Of `count` columns from `first` on.
+  __device__ __forceinline__ RowsShape columns(int first, int count) const {
+    return {max(0, min(head_dim - first, count)), max(0, min(width - first, count)), aligned};
+  }
 };
+
+// Rows above 256 pass by in pieces of 256 columns, and a block owns one piece of what it sums: more accumulators do not
+// fit in registers. The blocks of the other piece compute the same scores again, half as many products more.
+constexpr int kWidestPiece = 256;
+template <int kBucket>
+struct Pieces {
+  static constexpr int kWidth = kBucket < kWidestPiece ? kBucket : kWidestPiece, kCount = kBucket / kWidth;
+  static_assert(kBucket % kWidth == 0);
+};
+
+// Goes through the steps of a block, each with what fill(stage, step) has brought, while the next is on its way.
+template <int kStages, class Fill, class Each>
+__device__ __forceinline__ void for_steps(int64_t steps, const Fill& fill, const Each& each) {
+  const auto begin = [&](int stage, int64_t step) {
+    fill(stage, step);
+    copy_async_commit();
+  };
+  if (steps > 0) begin(0, 0);
+  int stage = 0;
+  for (int64_t step = 0; step < steps; ++step) {
+    copy_async_wait<0>();
+    __syncthreads();  // this stage is there, and everyone is done with the other
+    const bool more = step + 1 < steps;
+    if (kStages == 2 && more) begin(stage ^ 1, step + 1);
+    each(stage, step);
+    if (kStages == 2) {
+      stage ^= 1;
+    } else if (more) {
+      __syncthreads();
+      begin(0, step + 1);
+    }
+  }
+}
 
 // Brings `rows` rows to a tile, zeros for those from `valid` on and from D on; asynchronously where rows are aligned.
 template <int kThreads, int kRow, class S>
@@ -206,6 +243,14 @@ struct RunningSoftmax {
   }
 };
 
+template <int kRowTiles, int kTiles>
+__device__ __forceinline__ void set_to_zero(float (&c)[kRowTiles][kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i)
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0.f;
+}
+
 template <int kTiles>
 __device__ __forceinline__ void multiply_rows(float (&c)[kTiles][4], const float (&factor)[2]) {
 #pragma unroll
@@ -214,8 +259,8 @@ __device__ __forceinline__ void multiply_rows(float (&c)[kTiles][4], const float
     for (int i = 0; i < 4; ++i) c[j][i] *= factor[i / 2];
 }
 
-// c += a b^T over the head dim: kRowTiles x 16 rows of a times kColumns rows of b.
-template <class S, int kRow, int kRowTiles, int kColumns>
+// c += a b^T over the head dim: kRowTiles x 16 rows of a, kRow apart, times kColumns rows of b, kRowOfB apart.
+template <class S, int kRow, int kRowTiles, int kColumns, int kRowOfB = kRow>
 __device__ __forceinline__ void add_rows_by_rows(float (&c)[kRowTiles][kColumns / 8][4], const S* a, const S* b,
                                                  int width) {
   using P = Product<S>;
@@ -226,7 +271,7 @@ __device__ __forceinline__ void add_rows_by_rows(float (&c)[kRowTiles][kColumns 
     for (int i = 0; i < kRowTiles; ++i) rows[i] = P::rows(a + i * 16 * kRow + d, kRow);
 #pragma unroll
     for (int j = 0; j < kColumns / 16; ++j) {
-      const typename P::B columns = P::transposed(b + j * 16 * kRow + d, kRow);
+      const typename P::B columns = P::transposed(b + j * 16 * kRowOfB + d, kRowOfB);
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) P::add(c[i] + 2 * j, rows[i], columns);
     }
@@ -259,7 +304,8 @@ template <class F>
 cudaError_t dispatch_head_dim(int64_t head_dim, const F& f) {
   if (head_dim <= 64) return f.template operator()<64>();
   if (head_dim <= 128) return f.template operator()<128>();
-  return f.template operator()<256>();
+  if (head_dim <= 256) return f.template operator()<256>();
+  return f.template operator()<512>();
 }
 
 }  // namespace
