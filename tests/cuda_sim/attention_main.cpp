@@ -43,7 +43,7 @@ int main(int count, char** arguments) {
   p.delta = delta.data();
   p.dtype = half ? Dtype::bf16 : Dtype::f32;
   p.causal = true, p.scale = 0.1;
-  p.batch = B, p.heads = H, p.kv_heads = Hk, p.q_len = Lq, p.k_len = Lk, p.head_dim = D;
+  p.batch = B, p.heads = H, p.kv_heads = Hk, p.q_len = Lq, p.k_len = Lk, p.head_dim = D, p.multiprocessors = 4;
   const bool sm90 = count > 3;
   const bool ran = sm90 ? cuda::attention_sm90_kernel(p, nullptr) == cudaSuccess
                         : cuda::attention_kernel(p, nullptr) == cudaSuccess &&

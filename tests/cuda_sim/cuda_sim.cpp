@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__) && !defined(SIM_WATCHED)
@@ -97,7 +99,7 @@ void begin_context(Context& context, std::vector<char>& stack) {
 }
 #endif
 
-enum class Wait { none, block, warp, done };
+enum class Wait { none, block, warp, copies, done };
 
 struct Copy {
   void* to;
@@ -111,6 +113,14 @@ struct Product {
   int group;
 };
 
+// Of copies: the phases that ended so far, and what of this one is still to come.
+struct CopyBarrier {
+  int phases = 0;
+  bool arrived = false;
+  int64_t bytes = 0;                          // expected and not landed; negative while copies are ahead of expect()
+  std::vector<std::function<void()>> copies;  // asked for and not landed
+};
+
 // A barrier as ThreadSanitizer sees it. Two take turns, so that the order of one does not leak into the next.
 struct Order {
   char turn[2];
@@ -122,7 +132,9 @@ struct Thread {
   std::vector<char> stack = std::vector<char>(kStackBytes);
   void* tsan = nullptr;
   Wait wait = Wait::none;
-  unsigned mask = 0;  // the lanes a warp-level wait is for
+  unsigned mask = 0;                    // the lanes a warp-level wait is for
+  CopyBarrier* copy_barrier = nullptr;  // that it waits for, and the parity
+  int parity = 0;
   int block_barriers = 0, warp_barriers = 0;
   alignas(16) unsigned char shown[64];
   std::vector<Copy> copies;       // issued and not landed
@@ -141,6 +153,7 @@ struct Block {
   void* tsan;
   Thread* running;
   std::exception_ptr error;  // what a thread threw
+  std::map<const void*, CopyBarrier> copy_barriers;
 };
 
 Block* block;
@@ -169,6 +182,13 @@ void fiber_main() {
   park(Wait::done);
 }
 
+// Whether the phase of this parity has ended; what was asked for lands now at the latest.
+bool ended(CopyBarrier& barrier, int parity) {
+  if (barrier.phases % 2 != parity) return true;
+  for (const auto& copy : std::exchange(barrier.copies, {})) copy();
+  return barrier.phases % 2 != parity;
+}
+
 int thread_index() {
   return static_cast<int>(block->running - block->threads.data());
 }
@@ -187,6 +207,8 @@ bool step(size_t first, bool reverse) {
     moved = true;
   }
   for (int l = 0; l < n; ++l) {
+    if (lanes[l].wait == Wait::copies && ended(*lanes[l].copy_barrier, lanes[l].parity))
+      lanes[l].wait = Wait::none, moved = true;
     if (lanes[l].wait != Wait::warp) continue;
     const unsigned mask = lanes[l].mask;
     bool complete = true;
@@ -204,8 +226,16 @@ bool step(size_t first, bool reverse) {
   std::string who;
   for (const Thread& t : block->threads)
     if (t.wait != Wait::done && who.size() < 200)
-      who.append(t.wait == Wait::block ? " block:" : " warp:").append(std::to_string(t.at.thread.x));
+      who.append(t.wait == Wait::block  ? " block:"
+                 : t.wait == Wait::warp ? " warp:"
+                                        : " copies:")
+          .append(std::to_string(t.at.thread.x));
   throw std::runtime_error("cuda_sim: deadlock, threads wait at different barriers:" + who);
+}
+
+void check_all_copies_landed() {
+  for (const auto& [address, barrier] : block->copy_barriers)
+    if (!barrier.copies.empty()) throw std::runtime_error("cuda_sim: the block ended before a copy it asked for");
 }
 
 // A warp runs as far ahead of the others as its barriers let it: that is what a missing barrier shows in.
@@ -230,7 +260,7 @@ void run_block() {
       done &= t.wait == Wait::done;
       all_there &= t.wait == Wait::done || t.wait == Wait::block;
     }
-    if (done) return;
+    if (done) return check_all_copies_landed();
     for (Thread& t : block->threads)
       if (all_there && t.wait == Wait::block) t.wait = Wait::none, moved = true;
     if (!moved) report_deadlock();
@@ -311,6 +341,47 @@ void copy_async_wait(int newest_left_pending) {
   t.copies.erase(std::remove_if(t.copies.begin(), t.copies.end(), landed), t.copies.end());
 }
 
+static CopyBarrier& copy_barrier(const void* address) {
+  const auto found = block->copy_barriers.find(address);
+  if (found == block->copy_barriers.end()) throw std::runtime_error("cuda_sim: a barrier that nobody initialised");
+  return found->second;
+}
+
+static void end_phase_if_complete(CopyBarrier& barrier) {
+  if (!barrier.arrived || barrier.bytes) return;
+  barrier.arrived = false;
+  ++barrier.phases;
+}
+
+void copy_barrier_init(const void* address) {
+  block->copy_barriers[address] = {};
+}
+
+void copy_barrier_expect(const void* address, int64_t bytes) {
+  CopyBarrier& barrier = copy_barrier(address);
+  if (barrier.arrived) throw std::runtime_error("cuda_sim: a second arrival in a phase of a barrier");
+  barrier.arrived = true;
+  barrier.bytes += bytes;
+  end_phase_if_complete(barrier);
+}
+
+void copy_barrier_copy(const void* address, int64_t bytes, std::function<void()> copy) {
+  CopyBarrier& barrier = copy_barrier(address);
+  const auto land = [&barrier, bytes, copy = std::move(copy)] {
+    copy();
+    barrier.bytes -= bytes;
+    end_phase_if_complete(barrier);
+  };
+  if (early()) return land();
+  barrier.copies.push_back(land);
+}
+
+void copy_barrier_wait(const void* address, int parity) {
+  Thread& t = *block->running;
+  t.copy_barrier = &copy_barrier(address), t.parity = parity;
+  while (!ended(*t.copy_barrier, parity)) park(Wait::copies);
+}
+
 void product_async(std::function<void()> product) {
   if (early()) return product();
   block->running->products.push_back({std::move(product), block->running->product_groups});
@@ -355,6 +426,7 @@ void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& 
       t.tsan = __tsan_create_fiber(0);
       begin_context(t.context, t.stack);
     }
+    b.copy_barriers.clear();
     run_block();
     __tsan_acquire(&b);
     for (Thread& t : b.threads) __tsan_destroy_fiber(t.tsan);

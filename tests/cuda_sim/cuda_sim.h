@@ -51,6 +51,13 @@ void product_async(std::function<void()> product);
 void product_async_commit();
 void product_async_wait(int newest_left_pending);
 
+// mbarrier with one arrival a phase, and copies that count on it: they land between their issue and the end of a wait
+// for them, at the issue or when somebody waits, as SIM_ASYNC says. Waits for the end of the phase of this parity.
+void copy_barrier_init(const void* barrier);
+void copy_barrier_expect(const void* barrier, int64_t bytes);
+void copy_barrier_copy(const void* barrier, int64_t bytes, std::function<void()> copy);
+void copy_barrier_wait(const void* barrier, int parity);
+
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 template <class T>

@@ -102,6 +102,39 @@ def test_a_warpgroups_product_waited_for_too_late_shows(bug):
     assert any(not error < 1e-4 for error in wgmma_errors(bug))
 
 
+def copied_sums(bug, joined=False):
+    """The error of the sum over rows that the copy engine brings, and what was said, in each schedule."""
+    library = ctypes.CDLL(str(simulator.build([simulator.HERE / "faulty_copy_tensor.cu"])))
+    library.sum_of_rows.restype = ctypes.c_char_p
+    x = torch.randn(3, 2, 64, 48).bfloat16()
+    x = (x.transpose(1, 2).contiguous().transpose(1, 2) if joined else x)[..., :40]
+    for order, landing in SCHEDULES:
+        y = torch.full((64,), float("nan"))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SIM_ORDER", order)
+            environment.setenv("SIM_ASYNC", landing)
+            strides = map(ctypes.c_int64, x.stride()[:3])
+            said = library.sum_of_rows(ctypes.c_void_p(x.data_ptr()), *strides, ctypes.c_void_p(y.data_ptr()), bug)
+        expected = torch.nn.functional.pad(x[2, 1].float().sum(0), (0, 24))  # beyond the tensor there are zeros
+        yield (y - expected).abs().max().item(), said and said.decode()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_boxes_of_a_tensor_arrive(joined):
+    for error, said in copied_sums(0, joined):
+        assert said is None
+        assert error < 1e-5
+
+
+@pytest.mark.parametrize("bug", [1, 2, 3])
+def test_a_box_read_or_overwritten_too_early_shows(bug):
+    assert any(said or not error < 1e-5 for error, said in copied_sums(bug))
+
+
+def test_a_barrier_that_is_not_there_yet_shows():
+    assert any(said and "nobody initialised" in said for _, said in copied_sums(4))
+
+
 @pytest.mark.parametrize(
     "sanitizer, bug, says",
     [

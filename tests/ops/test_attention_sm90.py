@@ -10,15 +10,17 @@ from test_attention_gpu import MASKS, compile_for, make, needs_nvcc, sanitized_p
 
 from imagegen.ops import eager
 
-# (B, H, Hk, Lq, Lk, D), causal: each bucket of head dims, one to four tiles of keys, rests of everything, shared
-# heads, more queries than keys.
+# (B, H, Hk, Lq, Lk, D), causal: each bucket of head dims, two warpgroups and three, one to four tiles of keys, rests of
+# everything, shared heads, more queries than keys.
 SHAPES = [
     ((1, 2, 1, 35, 77, 40), False),
+    ((1, 4, 1, 150, 77, 40), False),
     ((1, 1, 1, 193, 100, 64), True),
     ((2, 1, 1, 20, 77, 80), False),
     ((1, 2, 1, 20, 100, 88), True),
     ((1, 1, 1, 130, 260, 104), True),
     ((1, 1, 1, 65, 161, 160), False),
+    ((1, 2, 1, 20, 81, 200), True),
     ((1, 2, 2, 5, 3, 8), True),
 ]
 
@@ -86,7 +88,8 @@ def test_which_kernel_runs(monkeypatch):
     assert not same_as_elsewhere(q, k, v)
     assert same_as_elsewhere(q.float(), k.float(), v.float())
     assert same_as_elsewhere(torch.nn.functional.pad(q, (1, 0))[..., 1:], k, v)
-    assert same_as_elsewhere(*make(1, 1, 1, 20, 40, 168, torch.bfloat16))
+    assert same_as_elsewhere(q, k[:, :, :1].expand_as(k), v)  # the copy engine has no stride of 0
+    assert same_as_elsewhere(*make(1, 1, 1, 20, 40, 264, torch.bfloat16))
 
 
 def test_schedules_agree_to_the_bit(monkeypatch):
@@ -115,5 +118,5 @@ def test_no_kernel_spills_or_waits_for_each_product(tmp_path):
     kernels, said = compile_for("90a", "attention_sm90", tmp_path)
     assert "serialized" not in said
     for kernel in kernels:
-        assert all(f" {name}" in kernel for name in ("HGMMA", "LDGSTS")), kernel.splitlines()[0]
+        assert all(f" {name}" in kernel for name in ("HGMMA", "UTMALDG")), kernel.splitlines()[0]
         assert kernel.count("WARPGROUP.DEPBAR") <= 4  # the first scores; scores and output in the loop; the last output

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 from triton.runtime.errors import OutOfResources
 
+from imagegen import ops
 from imagegen.ops.triton import attention_tiles, fastest
 from imagegen.ops.triton.fastest import launch_fastest
 
@@ -95,3 +96,19 @@ def test_classes_of_attention(timed, monkeypatch):
         attention_tiles.launch_with_fastest_tile(OnGpu, attention_tiles.forward_tiles, shape, None)
     assert len({calls for calls, _ in classes}) == 3
     assert all(len(tiles) > 1 and len(set(tiles)) == len(tiles) for _, tiles in classes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_tiles_are_timed_and_a_graph_has_the_fastest(monkeypatch):
+    monkeypatch.setattr(fastest, "_chosen", {})
+    torch.use_deterministic_algorithms(False)
+    q, k, v = torch.randn(3, 1, 2, 300, 64, device="cuda", dtype=torch.bfloat16)
+    y = ops.attention(q, k, v, backend="triton")
+    assert len(fastest._chosen) == 1
+    torch.testing.assert_close(y, ops.attention(q, k, v, backend="eager"), rtol=2e-2, atol=2e-2)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.attention(q, k, v, backend="triton")
+    graph.replay()
+    assert torch.equal(captured, y)

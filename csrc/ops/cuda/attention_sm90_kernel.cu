@@ -1,8 +1,12 @@
 // attention's forward on the tensor cores of sm_90a (wgmma), in 16 bits. A block takes 64 queries of one head a
-// warpgroup, which keeps the scores, the running softmax and the output of its own in registers. Queries, keys and
-// values lie in shared memory as wgmma reads them, keys and values in two stages. A warpgroup multiplies the values of
-// one tile and the keys of the next while it takes the softmax of that next: tensor cores and exponentials are busy
-// together.
+// warpgroup, which keeps the scores, the running softmax and the output of its own in registers. The copy engine (TMA)
+// brings queries, keys and values into shared memory as wgmma reads them, keys and values in two stages; a warpgroup
+// multiplies the values of one tile and the keys of the next while it takes the softmax of that next: tensor cores and
+// exponentials are busy together.
+//
+// The engine cuts boxes out of strided tensors of four axes and fills up with zeros, so views of a fused projection,
+// 77 keys and head dims between the buckets cost no thread a comparison. Copies without its descriptor cannot swizzle
+// rows as wgmma reads them.
 //
 // Predicted, not measured: cycles of an SM for 128 queries times 128 keys, where tensor cores make 2048 products a
 // cycle (mma.sync: 1024), and 16 exponentials are taken and 128 bytes of shared memory moved in one:
@@ -11,52 +15,58 @@
 //           mma.sync  4096           1024           3584: each warp reads k and v, and q with every tile
 //   D = 64  wgmma     1024           1024           1024
 //           mma.sync  2048           1024           1536
-// Twice the speed, then, and at worst 1.2 times the products where a head dim is rounded up to its bucket (but below
-// 48, where exponentials are the limit for both). So this kernel takes all that it can: 16-bit types, rows at multiples
-// of 16 bytes, and head dims up to 160, above which its registers do not suffice.
+// and microseconds on an H200 (132 SMs, 1.75 GHz, 4.3 TB/s), where 2048 products a cycle for D itself are the floor and
+// "here" is the largest column, for whole waves of blocks:
+//   (B, H, Lq, Lk, D)          floor  here  tensor cores  exponentials  shared memory  memory
+//   (1, 8, 4096, 4096, 40)     23     38    38            38            36             2
+//   (1, 10, 4096, 4096, 64)    45     57    57            57            50             5
+//   (1, 16, 1024, 1024, 72)    5      7     6             5             7              2
+//   (2, 8, 1024, 1024, 80)     6      7     6             5             7              2
+//   (2, 24, 1024, 1024, 128)   27     28    28            14            25             12
+//   (1, 8, 256, 256, 160)      0.4    4     4             2             4              1
+//   (1, 8, 4096, 77, 40)       0.4    1     1             1             1              1
+//   (2, 8, 1024, 77, 80)       0.4    1     1             1             1              1
+// Twice the speed of mma.sync, then, and at worst 1.3 times the products where a head dim is rounded up to its bucket
+// (but below 48, where exponentials are the limit for both). So this kernel takes all that it can: 16-bit types, rows
+// and strides that the engine takes, and head dims up to 256. Above, 64 queries times 512 sums are 256 registers a
+// thread and two stages of keys and values 320 KB: attention_kernel.cu has them in two pieces.
 #include "attention_tile.cuh"
+#include "common/copy_tensor.cuh"
 #include "common/wgmma.cuh"
 
 namespace imagegen::cuda {
 namespace {
 
-constexpr int kAtom = 64;  // elements in the 128 bytes along which rows are swizzled
+constexpr int kAtom = kBoxColumns;  // elements in the 128 bytes along which rows are swizzled
 
-template <int kBucketOfD>
+// Queries, keys and values as the copy engine knows them.
+struct Maps {
+  TensorMap q, k, v;
+};
+
+template <int kBucketOfD, int kWarpgroupsOfBlock>
 struct Traits {
-  static constexpr int kBucket = kBucketOfD;
-  // Three warpgroups read keys and values less often; they leave 168 registers a thread, enough up to a bucket of 80.
-  static constexpr int kWarpgroups = kBucket <= 80 ? 3 : 2;
+  static constexpr int kBucket = kBucketOfD, kWarpgroups = kWarpgroupsOfBlock;
   static constexpr int kThreads = 128 * kWarpgroups, kQueries = 64 * kWarpgroups;
   // 80: the 77 keys of a text are one tile. Larger tiles read the queries less often.
   static constexpr int kKeys = kBucket == 128 ? 128 : 80;
   static constexpr int kWidth = (kBucket + kAtom - 1) / kAtom * kAtom;
   static constexpr int kTile = kKeys * kWidth;
-  static constexpr int kSharedBytes = (kQueries * kWidth + 4 * kTile) * 2;
+  static constexpr int kQueryBytes = kQueries * kWidth * 2, kTileBytes = kTile * 2;
+  static constexpr int kSharedBytes = kQueryBytes + 4 * kTileBytes + 2 * static_cast<int>(sizeof(CopyBarrier));
   static_assert(kBucket % 16 == 0 && kKeys % 16 == 0, "whole products");
   static_assert(kKeys * kAtom * 2 % 1024 == 0, "every tile begins where the swizzle does");
   static_assert(kQueries * kRowOf<bf16, kBucket> * 2 <= kSharedBytes, "the output passes through there");
   static_assert(kSharedBytes <= 227 * 1024, "what sm_90 gives a block");
 };
 
-// Brings kRows rows to a tile, asynchronously: kAtom columns after another, each with all rows, swizzled for wgmma.
-// Zeros for rows from `valid` on and columns from head_dim on.
+// Asks for kRows rows of a head, from `row` on: kAtom columns after another, each with all rows, swizzled for wgmma.
+// Zeros where the tensor has none.
 template <class T, int kRows, class S>
-__device__ __forceinline__ void fill_swizzled(S* tile, const S* from, int64_t stride, int valid, int head_dim) {
-  constexpr int kStep = T::kThreads / 8;
-  const int piece = threadIdx.x % 8, first = threadIdx.x / 8;
-  S* const to = tile + first * kAtom + (piece ^ first % 8) * 8;
-  const S* source = from + first * stride + piece * 8;
+__device__ __forceinline__ void ask_for_rows(S* tile, const TensorMap& map, int row, int h, int b,
+                                             CopyBarrier& arrived) {
 #pragma unroll
-  for (int r = 0; r < kRows; r += kStep, source += kStep * stride) {
-    if (first + r >= kRows) continue;
-#pragma unroll
-    for (int d = 0; d < T::kBucket; d += kAtom) {
-      if (d + piece * 8 >= T::kBucket) continue;
-      const bool inside = first + r < valid && d + piece * 8 < head_dim;
-      copy_async(to + d * kRows + r * kAtom, inside ? source + d : from, inside);
-    }
-  }
+  for (int d = 0; d < T::kBucket; d += kAtom) copy_tensor(tile + d * kRows, map, d, row, h, b, arrived);
 }
 
 // Rows first to first + 63 of a tile of kRows rows, or its rows as columns: 16 of its columns from d on are the depth.
@@ -93,14 +103,15 @@ __device__ __forceinline__ void multiply_values(float (&out)[T::kBucket / 8][4],
   if constexpr (kRest > kColumns) multiply_values<T, S, kColumn + kColumns>(out, weights, v);
 }
 
-template <class S, int kBucket>
-__global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
-    forward_sm90_kernel(const __grid_constant__ AttentionParams p) {
+template <class S, class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    forward_sm90_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ Maps maps) {
 #ifdef IMAGEGEN_HAS_WGMMA
-  using T = Traits<kBucket>;
+  constexpr int kBucket = T::kBucket;
   S* const q_tile = dynamic_shared<S>();
   S* const k_tiles = q_tile + T::kQueries * T::kWidth;
   S* const v_tiles = k_tiles + 2 * T::kTile;
+  CopyBarrier* const arrived = reinterpret_cast<CopyBarrier*>(v_tiles + 2 * T::kTile);
 
   // Positions take 32 bits, addresses 64.
   const int q_len = static_cast<int>(p.q_len), k_len = static_cast<int>(p.k_len),
@@ -110,22 +121,23 @@ __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
   const int kv_h = h / (heads / static_cast<int>(p.kv_heads));
   // Under a causal mask the last tiles are the longest: they start first.
   const int m0 = (q_tiles - 1 - static_cast<int>(blockIdx.x) % q_tiles) * T::kQueries;
-  const S* const k = static_cast<const S*>(p.k.p) + b * p.k.batch_stride + kv_h * p.k.head_stride;
-  const S* const v = static_cast<const S*>(p.v.p) + b * p.v.batch_stride + kv_h * p.v.head_stride;
   const MaskOfHead mask = mask_of(p.mask, b, h);
   const int diagonal = k_len - q_len;
   const int stop = p.causal ? min(k_len, m0 + T::kQueries + diagonal) : k_len;
+  const int tiles = stop > 0 ? (stop + T::kKeys - 1) / T::kKeys : 0;
 
-  const auto fill = [&](S* tiles, const S* from, int64_t stride, int n0, int stage) {
-    fill_swizzled<T, T::kKeys>(tiles + stage * T::kTile, from + n0 * stride, stride, k_len - n0, head_dim);
+  // Asks for the keys of a tile and the values of the one before it, where they exist; with the first for the queries.
+  const auto ask_for = [&](int tile) {
+    if (threadIdx.x != 0) return;
+    CopyBarrier& all = arrived[tile % 2];
+    all.expect((tile == 0 ? T::kQueryBytes : T::kTileBytes) + (tile < tiles ? T::kTileBytes : 0));
+    if (tile == 0)
+      ask_for_rows<T, T::kQueries>(q_tile, maps.q, m0, h, b, all);
+    else
+      ask_for_rows<T, T::kKeys>(v_tiles + (tile - 1) % 2 * T::kTile, maps.v, (tile - 1) * T::kKeys, kv_h, b, all);
+    if (tile < tiles) ask_for_rows<T, T::kKeys>(k_tiles + tile % 2 * T::kTile, maps.k, tile * T::kKeys, kv_h, b, all);
   };
-  const auto fill_keys = [&](int n0, int stage) { fill(k_tiles, k, p.k.row_stride, n0, stage); };
-  const auto fill_values = [&](int n0, int stage) { fill(v_tiles, v, p.v.row_stride, n0, stage); };
-  const auto wait_for_copies = [] {
-    copy_async_wait<0>();
-    async_proxy_fence();
-    __syncthreads();
-  };
+  const auto wait_for = [&](int tile) { arrived[tile % 2].wait(tile / 2 % 2); };
 
   const int row0 = threadIdx.x / 32 * 16;  // this warp's first
   const SharedOperand q_rows = shared_operand(q_tile + row0 / 64 * 64 * kAtom, Swizzle::bytes128, 16, 1024);
@@ -158,16 +170,13 @@ __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
     }
   };
 
-  if (stop > 0) {
-    const S* const q = static_cast<const S*>(p.q.p) + b * p.q.batch_stride + h * p.q.head_stride;
-    fill_swizzled<T, T::kQueries>(q_tile, q + m0 * p.q.row_stride, p.q.row_stride, q_len - m0, head_dim);
-    fill_keys(0, 0);
-    copy_async_commit();
-    wait_for_copies();
-    fill_values(0, 0);
-    if (T::kKeys < stop) fill_keys(T::kKeys, 1);
-    copy_async_commit();
+  if (tiles > 0) {
+    if (threadIdx.x == 0) arrived[0].init(), arrived[1].init();
+    __syncthreads();
+    ask_for(0);
+    ask_for(1);
 
+    wait_for(0);
     wgmma_fence();
     multiply_keys<T, S>(s, q_rows, keys);
     wgmma_commit();
@@ -176,31 +185,29 @@ __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
     float shrink[2];
     soften(0, shrink);
     round_weights();
-    int stage = 0;
-    for (int n0 = T::kKeys; n0 < stop; n0 += T::kKeys, stage ^= 1) {
-      wait_for_copies();  // the values of the tile before and the keys of this; everyone is done with the other stages
-      fill_values(n0, stage ^ 1);
-      if (n0 + T::kKeys < stop) fill_keys(n0 + T::kKeys, stage);
-      copy_async_commit();
+    for (int tile = 1; tile < tiles; ++tile) {
+      __syncthreads();  // everyone is done with the keys of the tile before and the values of the one before that
+      ask_for(tile + 1);
+      wait_for(tile);
 
       hold_all();
       wgmma_fence();
-      multiply_keys<T, S>(s, q_rows, keys.plus((stage ^ 1) * T::kTile * 2));
+      multiply_keys<T, S>(s, q_rows, keys.plus(tile % 2 * T::kTileBytes));
       wgmma_commit();
-      multiply_values<T, S>(out, weights, values.plus(stage * T::kTile * 2));
+      multiply_values<T, S>(out, weights, values.plus((tile - 1) % 2 * T::kTileBytes));
       wgmma_commit();
       wgmma_wait<1>();
       wgmma_hold(part_of<0, T::kKeys / 2>(s));
-      soften(n0, shrink);
+      soften(tile * T::kKeys, shrink);
       wgmma_wait<0>();
       hold_all();
       multiply_rows(out, shrink);
       round_weights();
     }
-    wait_for_copies();
+    wait_for(tiles);
     hold_all();
     wgmma_fence();
-    multiply_values<T, S>(out, weights, values.plus(stage * T::kTile * 2));
+    multiply_values<T, S>(out, weights, values.plus((tiles - 1) % 2 * T::kTileBytes));
     wgmma_commit();
     wgmma_wait<0>();
     hold_all();
@@ -217,12 +224,40 @@ __global__ void __launch_bounds__((Traits<kBucket>::kThreads), 1)
 #endif
 }
 
+cudaError_t make_map(TensorMap& map, const AttentionParams& p, const AttentionInput& t, int64_t heads, int64_t length,
+                     int rows) {
+  return make_tensor_map(map, t.p, {p.head_dim, length, heads, p.batch},
+                         {t.row_stride * 2, t.head_stride * 2, t.batch_stride * 2}, rows);
+}
+
+template <class T>
+int64_t blocks_of(const AttentionParams& p) {
+  return (p.q_len + T::kQueries - 1) / T::kQueries * p.batch * p.heads;
+}
+
+template <class S, class T>
+cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
+  Maps maps{};
+  if (p.k_len > 0)  // else nothing is copied, and there is nothing to describe
+    for (const cudaError_t error : {make_map(maps.q, p, p.q, p.heads, p.q_len, T::kQueries),
+                                    make_map(maps.k, p, p.k, p.kv_heads, p.k_len, T::kKeys),
+                                    make_map(maps.v, p, p.v, p.kv_heads, p.k_len, T::kKeys)})
+      if (error != cudaSuccess) return error;
+  return launch(forward_sm90_kernel<S, T>, dim3(static_cast<unsigned>(blocks_of<T>(p))), T::kThreads, T::kSharedBytes,
+                stream, p, maps);
+}
+
+// Three warpgroups read keys and values less often than two; they leave 168 registers a thread, enough up to a bucket
+// of 80. Two, one block of which a multiprocessor takes as well, run where their waves of blocks end sooner.
 template <class S, int kBucket>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
-  using T = Traits<kBucket>;
-  const int64_t blocks = (p.q_len + T::kQueries - 1) / T::kQueries * p.batch * p.heads;
-  return launch(forward_sm90_kernel<S, kBucket>, dim3(static_cast<unsigned>(blocks)), T::kThreads, T::kSharedBytes,
-                stream, p);
+  using Two = Traits<kBucket, 2>;
+  if constexpr (kBucket <= 80) {
+    using Three = Traits<kBucket, 3>;
+    const auto waves = [&](int64_t blocks) { return (blocks + p.multiprocessors - 1) / p.multiprocessors; };
+    if (3 * waves(blocks_of<Three>(p)) <= 2 * waves(blocks_of<Two>(p))) return run<S, Three>(p, stream);
+  }
+  return run<S, Two>(p, stream);
 }
 
 template <class S, int kBucket, int... kLarger>
@@ -232,16 +267,25 @@ cudaError_t run_bucket(const AttentionParams& p, cudaStream_t stream) {
   return run<S, kBucket>(p, stream);
 }
 
+// Whether the copy engine can step along an axis: not where it is expanded from one element.
+bool steps(int64_t size, int64_t stride) {
+  return size <= 1 || (0 < stride && stride < int64_t{1} << 39);
+}
+bool steps(const AttentionParams& p, const AttentionInput& t, int64_t heads, int64_t length) {
+  return steps(length, t.row_stride) && steps(heads, t.head_stride) && steps(p.batch, t.batch_stride);
+}
+
 }  // namespace
 
 bool attention_sm90_takes(const AttentionParams& p) {
-  return p.dtype != Dtype::f32 && p.head_dim <= 160 && max(p.q_len, p.k_len) < (1 << 30) &&
-         forward_rows_aligned<bf16>(p);
+  return p.dtype != Dtype::f32 && p.head_dim <= 256 && max(p.q_len, p.k_len) < (1 << 30) &&
+         forward_rows_aligned<bf16>(p) && steps(p, p.q, p.heads, p.q_len) && steps(p, p.k, p.kv_heads, p.k_len) &&
+         steps(p, p.v, p.kv_heads, p.k_len);
 }
 
 cudaError_t attention_sm90_kernel(const AttentionParams& p, cudaStream_t stream) {
-  if (p.dtype == Dtype::bf16) return run_bucket<bf16, 64, 80, 96, 128, 160>(p, stream);
-  return run_bucket<fp16, 64, 80, 96, 128, 160>(p, stream);
+  if (p.dtype == Dtype::bf16) return run_bucket<bf16, 64, 80, 96, 128, 160, 256>(p, stream);
+  return run_bucket<fp16, 64, 80, 96, 128, 160, 256>(p, stream);
 }
 
 }  // namespace imagegen::cuda
