@@ -516,10 +516,13 @@ LOSSES = {
     # the weights of three epsilons, each much larger than their sum
     "deis": "deis-cosine-v-trailing-beta-zero=False-{}-{'final': 'sigma_min'}-"
     "{'order': 3, 'lower_order_final': True}-{}-20",
+    # powers of lambda itself, where ours are of lambda - lambda': the small weights of close points cancel
+    "sa_solver": "sa_solver-cosine-epsilon-trailing-beta-zero=False-{}-{'final': 'sigma_min'}-"
+    "{'order': 3, 'corrector_order': 4}-{}-50",
 }
 
 
-@pytest.mark.parametrize("family", (ddim, karras_samplers, deis), ids=LOSSES)
+@pytest.mark.parametrize("family", (ddim, karras_samplers, deis, sa_solver), ids=LOSSES)
 def test_where_diffusers_in_double_loses_digits(family):
     """Ours keeps to fifty digits at least a hundred times as well."""
     case = next(case for case in family() if case.label in LOSSES.values())
