@@ -133,19 +133,23 @@ class AttentionBackward {
   void score_gradients(const Queries& q, int64_t panel, const Keys& keys, const F& on_vector) const {
     T top[kPanel];  // unused here
     for (int i = 0; i < kPanel; ++i) top[i] = 0;
+    const ScoreMask<T, 2> mask(p, q.b, q.h, q.first + panel * kPanel);
+    SeenBits bits[2 * kSeenStride];
+    const SeenBits* const seen = mask.hides(keys.first, keys.n) ? bits : nullptr;
+    if (seen) mask.see(keys.first, keys.n, bits);
     const RowGroups groups(keys.n);
     for (int64_t g = 0; g < groups.count; ++g) {
       const auto tile = score_tile_for_rows<E, 2>(groups.rows(g));
       const int64_t rows = g * chunks * kRows * L, columns = panel * steps * kPanel, to = groups.first(g) * kPanel;
-      tile(keys.k + rows, q.q + columns, steps, keys.s + to, top);
-      tile(keys.v + rows, q.grad + columns, steps, keys.ds + to, top);
+      tile(keys.k + rows, q.q + columns, steps, keys.s + to, top, seen ? seen + groups.first(g) : nullptr);
+      tile(keys.v + rows, q.grad + columns, steps, keys.ds + to, top, nullptr);
     }
-    const ScoreMask<T, 2> mask(p, q.b, q.h, q.first + panel * kPanel);
-    if (mask.needed(keys.first, keys.n)) {
+    T scale_left = scale;
+    if (p.mask.kind == AttentionMaskKind::additive) {
       Vec<T> largest[2] = {};
-      mask.apply(keys.s, keys.first, keys.n, scale, largest);
+      mask.add(keys.s, keys.first, keys.n, scale, largest);
+      scale_left = 1;
     }
-    const T scale_left = p.mask.kind == AttentionMaskKind::additive ? T(1) : scale;
     Vec<T> base[2], delta[2];
     for (int v = 0; v < 2; ++v)
       base[v] = load(q.base + panel * kPanel + v * L), delta[v] = load(q.delta + panel * kPanel + v * L);

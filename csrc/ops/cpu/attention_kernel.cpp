@@ -14,12 +14,12 @@ class AttentionForward {
   using E = typename DotOf<S>::type;
   using T = typename E::T;
   static constexpr int L = kLanes<T>, kPanel = 2 * L;
-  static constexpr int64_t kKeys = 16 * kRows, kKeyBytes = 512 << 10;           // of a block, K and V together
+  static constexpr int64_t kKeys = kMostKeys, kKeyBytes = 512 << 10;            // of a block, K and V together
   static constexpr int64_t kQueries = 2048, kQueryElements = int64_t{1} << 19;  // while the threads have enough to do
 
   const AttentionParams& p;
   const AttentionRows &q_rows, &k_rows;
-  const int64_t steps, chunks, key_block;
+  const int64_t steps, chunks, key_block, seen_keys;
   int64_t query_block;
   const T scale;  // of scores, in units of log2
 
@@ -31,6 +31,7 @@ class AttentionForward {
         steps(steps_of<E>(p.head_dim)),
         chunks(ceil_div(steps, L)),
         key_block(key_block_for(p.k_len, p.head_dim)),
+        seen_keys(kMostSeenKeys / key_block * key_block),
         scale(T(p.scale * kLog2e)) {
     const int64_t most = max<int64_t>(1, min(kQueries, kQueryElements / p.head_dim) / kPanel) * kPanel;
     query_block = min(most, round_up(p.q_len, kPanel));
@@ -70,9 +71,11 @@ class AttentionForward {
     T* q;                        // [panel][step][kPanel]
     T* o;                        // [panel][head_dim][kPanel]
     S* rows;                     // [row][head_dim]: of q or k, normalised and rotated, where they are
+    SeenBits* seen;              // [panel][2][kSeenStride], of some blocks of keys
 
     explicit Scratch(const AttentionForward& a) {
       const int64_t panels = a.query_block / kPanel, keys = round_up(a.key_block, 2);
+      const int64_t seen_stride = 2 * kSeenStride * sizeof(SeenBits) / sizeof(T);
       q_stride = a.steps * kPanel, o_stride = a.p.head_dim * kPanel;
       const int64_t sizes[] = {ceil_div(a.key_block, kRows) * a.chunks * kRows * L,
                                round_up(steps_of<E>(a.key_block) * a.p.head_dim + L, L),
@@ -82,14 +85,15 @@ class AttentionForward {
                                panels * kPanel,
                                panels * q_stride,
                                panels * o_stride,
-                               a.q_rows.any() || a.k_rows.any() ? max<int64_t>(kPanel, keys) * a.p.head_dim : 0};
-      T* place;
-      T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o, &place};
+                               a.q_rows.any() || a.k_rows.any() ? max<int64_t>(kPanel, keys) * a.p.head_dim : 0,
+                               a.p.mask.kind == AttentionMaskKind::boolean || a.p.causal ? panels * seen_stride : 0};
+      T *rows_at, *seen_at;
+      T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o, &rows_at, &seen_at};
       int64_t total = 0;
       for (const int64_t size : sizes) total += size;
       T* at = static_cast<T*>(workspace(total * sizeof(T)));
-      for (int i = 0; i < 9; at += sizes[i++]) *parts[i] = at;
-      rows = reinterpret_cast<S*>(place);
+      for (int i = 0; i < 10; at += sizes[i++]) *parts[i] = at;
+      rows = reinterpret_cast<S*>(rows_at), seen = reinterpret_cast<SeenBits*>(seen_at);
     }
   };
 
@@ -98,7 +102,7 @@ class AttentionForward {
     const S* q = at(p.q, b, h, first);
     const S* k = at(p.k, b, kv_head, 0);
     const S* v = at(p.v, b, kv_head, 0);
-    const int64_t seen = max<int64_t>(0, ScoreMask<T, 1>(p, b, h, first + n - 1).seen());  // by any query of the block
+    const int64_t seen = max<int64_t>(0, ScoreMask<T, 1>(p, b, h, first + n - 1).end());  // by any query of the block
     int64_t k0 = 0;
     do {  // once at least: without keys the output is 0
       const int64_t keys = min(key_block, p.k_len - k0);
@@ -111,7 +115,7 @@ class AttentionForward {
           prefetch_rows<0>(q + next * p.q.row_stride, p.q.row_stride, min<int64_t>(kPanel, n - next), p.head_dim);
         if (k0 + keys >= seen) prefetch_rows<1>(at(p.out, b, h, query), p.out.row_stride, rows, p.head_dim);
         if (k0 == 0) begin<V>(w, panel, b, h, query, rows);
-        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, query), k0, keys);
+        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, query), ScoreMask<T, V>(p, b, h, query + kPanel), k0, keys);
         if (k0 + keys >= seen) finish<V>(w, panel, b, h, query, rows);
       });
       k0 += keys;
@@ -156,27 +160,40 @@ class AttentionForward {
 
   // One panel of queries against one block of keys.
   template <int V>
-  void attend(const Scratch& w, int64_t panel, const ScoreMask<T, V>& mask, int64_t k0, int64_t keys) const {
+  void attend(const Scratch& w, int64_t panel, const ScoreMask<T, V>& mask, const ScoreMask<T, V>& next_mask,
+              int64_t k0, int64_t keys) const {
     T* top = w.top + panel * kPanel;
     T* o = w.o + panel * w.o_stride;
     const T* q = w.q + panel * w.q_stride;
-    const int64_t seen = min(keys, mask.seen() - k0);
-    if (seen <= 0) return;
+    if (mask.end() <= k0) return;
+    const int64_t in_run = k0 % seen_keys, run = min(seen_keys, p.k_len - k0 + in_run);
+    const SeenBits* seen = nullptr;
+    int64_t last = keys;  // keys past it are seen by none
+    if (mask.hides(k0 - in_run, run)) {
+      SeenBits* const bits = w.seen + panel * 2 * kSeenStride;
+      if (in_run == 0) mask.see(k0, run, bits);
+      seen = bits + in_run;
+      last = mask.last_seen(seen, keys);
+      if (last == 0 && k0 > 0) return;
+    }
 
     Vec<T> top_before[V], top_after[V], base[V], sum[V];
     for (int v = 0; v < V; ++v) top_before[v] = load(top + v * L);
     const RowGroups groups(keys);
     int64_t n = 0;  // keys scored: whole groups, until all that is seen is in
-    for (int64_t g = 0; n < seen; n = groups.first(++g))
-      score_tile_for_rows<E, V>(groups.rows(g))(w.k + g * chunks * kRows * L, q, steps, w.s + n * V * L, top);
+    for (int64_t g = 0; n == 0 || n < last; n = groups.first(++g)) {
+      if (in_run == 0) next_mask.prefetch(k0, run, g, groups.count);
+      score_tile_for_rows<E, V>(groups.rows(g))(w.k + g * chunks * kRows * L, q, steps, w.s + n * V * L, top,
+                                                seen ? seen + n : nullptr);
+    }
 
     T scale_left = scale;
-    if (mask.needed(k0, n)) {
+    if (p.mask.kind == AttentionMaskKind::additive) {
       for (int v = 0; v < V; ++v) top_after[v] = top_before[v];
-      mask.apply(w.s, k0, n, scale, top_after);
+      mask.add(w.s, k0, n, scale, top_after);
       for (int v = 0; v < V; ++v) store(top + v * L, top_after[v]);
+      scale_left = 1;
     }
-    if (p.mask.kind == AttentionMaskKind::additive) scale_left = 1;
     for (int v = 0; v < V; ++v) {
       const Vec<T> t = load(top + v * L);
       base[v] = select<T>(t == -kInfinity<T>, Vec<T>{}, t * scale_left);

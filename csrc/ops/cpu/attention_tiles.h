@@ -3,13 +3,10 @@
 // with K and V broadcast. So no sum runs across lanes, every head dimension costs what it should, K and V are copied
 // and not transposed, and only Q and O are turned, once.
 #pragma once
-#include "common/tile_transform.h"
-#include "ops/attention.h"
+#include "attention_mask_tile.h"
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
-
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 // The product for elements S: bf16 pairs where the machine multiplies them, float or double elsewhere.
 template <class S>
@@ -26,9 +23,6 @@ struct DotOf<bf16> {
   using type = Bf16Dot;
 };
 #endif
-
-template <class T>
-constexpr T kInfinity = T(__builtin_inf());
 
 // ---- packing: n rows of head_dim elements each
 
@@ -147,13 +141,17 @@ void store_lanes(const T* o, const Vec<T>* factor, int64_t n, int64_t head_dim, 
 
 // ---- products
 
-// s[R keys][V * L] = K Q^T; top[V * L] becomes the largest of itself and the scores.
+// s[R keys][V * L] = K Q^T, -infinity where a query does not see a key; all see all where `seen` is null. top[V * L]
+// becomes the largest of itself and the scores.
 template <class E, int V, int R, class T = typename E::T>
-void score_tile(const T* k, const T* q, int64_t steps, T* s, T* top) {
+void score_tile(const T* k, const T* q, int64_t steps, T* s, T* top, const SeenBits* seen) {
   constexpr int L = kLanes<T>;
   Vec<T> acc[R][V], largest[V];
   UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
   accumulate<E, ChunkedRows<T>>(k, q, steps, acc);
+  if (seen) UNROLL(12)
+  for (int r = 0; r < R; ++r)
+    UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = hide_unseen<T>(acc[r][v], seen[v * kSeenStride + r]);
   UNROLL(2) for (int v = 0; v < V; ++v) largest[v] = load(top + v * L);
   UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(2) for (int v = 0; v < V; ++v) {
     store(s + (r * V + v) * L, acc[r][v]);
@@ -233,179 +231,6 @@ void exponentials(T* s, int64_t n, T scale, const Vec<T>* base, Vec<T>* sum) {
   }
   for (int v = 0; v < V; ++v) sum[v] += total[v];
 }
-
-// ---- masks
-
-// n elements of a row of the mask, in the units of scores: additive ones times log2(e), -infinity where False.
-template <class M, class T>
-INLINE Vec<T> load_mask(const M* p, int64_t stride, int64_t n) {
-  constexpr int L = kLanes<T>;
-  n = min<int64_t>(n, L);
-  if constexpr (!std::is_same_v<M, bool>) {
-    if constexpr (std::is_same_v<Compute<M>, T>)
-      if (stride == 1) return load(p, n) * T(kLog2e);
-    T part[L] = {};
-    for (int64_t i = 0; i < n; ++i) part[i] = T(to_compute(p[i * stride])) * T(kLog2e);
-    return load(part);
-  } else {
-    typedef int8_t BytesOfFloats __attribute__((vector_size(kVectorBytes / 4)));
-    typedef int8_t BytesOfDoubles __attribute__((vector_size(kVectorBytes / 8)));
-    std::conditional_t<sizeof(T) == 4, BytesOfFloats, BytesOfDoubles> allowed{};
-    if (stride == 1 && n == L)
-      std::memcpy(&allowed, p, L);
-    else
-      for (int64_t i = 0; i < n; ++i) allowed[i] = p[i * stride];
-    return select<T>(__builtin_convertvector(allowed, Bits<T>) != 0, Vec<T>{}, broadcast(-kInfinity<T>));
-  }
-}
-
-#if defined(__AVX512BW__)
-// Of 16 rows of 16 booleans, one bit for each row: column 4i + j in bits 16j to 16j + 15 of columns[i].
-INLINE void boolean_columns(const bool* const (&row)[16], uint64_t (&columns)[4]) {
-  __m512i z[4];  // byte by byte, rows a, a + 4, a + 8 and a + 12
-  UNROLL(4) for (int a = 0; a < 4; ++a) {
-    const auto load_row = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[r])); };
-    z[a] = _mm512_castsi128_si512(load_row(a));
-    z[a] = _mm512_inserti32x4(z[a], load_row(a + 4), 1);
-    z[a] = _mm512_inserti32x4(z[a], load_row(a + 8), 2);
-    z[a] = _mm512_inserti32x4(z[a], load_row(a + 12), 3);
-  }
-  const __m512i low02 = _mm512_unpacklo_epi8(z[0], z[2]), high02 = _mm512_unpackhi_epi8(z[0], z[2]);
-  const __m512i low13 = _mm512_unpacklo_epi8(z[1], z[3]), high13 = _mm512_unpackhi_epi8(z[1], z[3]);
-  const __m512i turned[4] = {_mm512_unpacklo_epi8(low02, low13), _mm512_unpackhi_epi8(low02, low13),
-                             _mm512_unpacklo_epi8(high02, high13), _mm512_unpackhi_epi8(high02, high13)};
-  // Each 128 bits hold four columns of four rows; gather the columns.
-  const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  UNROLL(4) for (int i = 0; i < 4; ++i) {
-    const __m512i t = _mm512_permutexvar_epi32(gather, turned[i]);
-    columns[i] = _mm512_test_epi8_mask(t, t);
-  }
-}
-#endif
-
-template <class T>
-INLINE Vec<T> lane_numbers() {
-  T number[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; ++i) number[i] = T(i);
-  return load(number);
-}
-
-// Masks the scores s[n keys][V * L] of the panel from query q0 and of the keys from k0.
-template <class T, int V>
-class ScoreMask {
-  static constexpr int L = kLanes<T>;
-  const AttentionParams& p;
-  const int64_t b, h, q0;
-
- public:
-  ScoreMask(const AttentionParams& p, int64_t b, int64_t h, int64_t q0) : p(p), b(b), h(h), q0(q0) {}
-
-  // Keys at or past this one no query of the panel sees.
-  int64_t seen() const {
-    const int64_t last = min<int64_t>(q0 + V * L, p.q_len) - 1;
-    return p.causal ? min(p.k_len, last + p.k_len - p.q_len + 1) : p.k_len;
-  }
-  // Whether these scores need apply(). Where the mask is additive it also brings the scale.
-  bool needed(int64_t k0, int64_t n) const {
-    return p.mask.kind != AttentionMaskKind::none || (p.causal && k0 + n - 1 > q0 + p.k_len - p.q_len);
-  }
-
-  void apply(T* s, int64_t k0, int64_t n, T scale, Vec<T>* top) const {
-    if (p.causal) forbid_future(s, k0, n);
-    if (p.mask.kind == AttentionMaskKind::boolean) {
-      add<bool>(s, k0, n, T(1), top);
-    } else if (p.mask.kind == AttentionMaskKind::additive) {
-      if (p.mask.dtype == Dtype::f64) {
-        if constexpr (sizeof(T) == 8) add<double>(s, k0, n, scale, top);
-      } else if (p.mask.dtype == Dtype::f32) {
-        add<float>(s, k0, n, scale, top);
-      } else if constexpr (sizeof(T) == 4) {
-        p.mask.dtype == Dtype::bf16 ? add<bf16>(s, k0, n, scale, top) : add<fp16>(s, k0, n, scale, top);
-      }
-    } else {
-      for (int64_t k = 0; k < n; ++k)
-        for (int v = 0; v < V; ++v) top[v] = larger(top[v], load(s + (k * V + v) * L));
-    }
-  }
-
- private:
-  template <class M>
-  void add(T* s, int64_t k0, int64_t n, T scale, Vec<T>* top) const {
-    constexpr bool kBoolean = std::is_same_v<M, bool>;
-    for (int v = 0; v < V; ++v) {
-      Vec<T> largest = top[v];
-      for (int64_t k = 0; k < n; k += L) {
-        T* const at = s + (k * V + v) * L;
-        if constexpr (kBoolean)
-          if (hide(at, q0 + v * L, k0 + k, n - k, &largest)) continue;
-        Vec<T> bias[L];
-        tile<M>(q0 + v * L, k0 + k, n - k, bias);
-        for (int i = 0; i < min<int64_t>(L, n - k); ++i) {
-          const Vec<T> x = load(at + i * V * L);
-          // Boolean ones select: a nan behind the mask is not seen.
-          const Vec<T> masked = kBoolean ? select<T>(bias[i] < T(0), bias[i], x) : x * scale + bias[i];
-          store(at + i * V * L, masked);
-          largest = larger(largest, masked);
-        }
-      }
-      top[v] = largest;
-    }
-  }
-
-  // The boolean mask of whole squares of keys and queries, by bits: float by float it would cost a third of the time.
-  INLINE bool hide([[maybe_unused]] T* s, [[maybe_unused]] int64_t q, [[maybe_unused]] int64_t k,
-                   [[maybe_unused]] int64_t n, [[maybe_unused]] Vec<T>* largest) const {
-#if defined(__AVX512BW__)
-    if constexpr (sizeof(T) == 4) {
-      if (n < L || p.mask.k_stride != 1 || p.mask.q_stride == 0) return false;
-      const bool* rows[L];
-      const bool* from = this->template row<bool>() + k;
-      for (int i = 0; i < L; ++i) rows[i] = from + min(q + i, p.q_len - 1) * p.mask.q_stride;
-      uint64_t columns[4];
-      boolean_columns(rows, columns);
-      UNROLL(16) for (int i = 0; i < L; ++i) {
-        const __mmask16 seen = static_cast<__mmask16>(columns[i / 4] >> i % 4 * 16);
-        const Vec<T> x =
-            (Vec<T>)_mm512_mask_blend_ps(seen, _mm512_set1_ps(-kInfinity<float>), _mm512_loadu_ps(s + i * V * L));
-        store(s + i * V * L, x);
-        *largest = larger(*largest, x);
-      }
-      return true;
-    }
-#endif
-    return false;
-  }
-
-  template <class M>
-  INLINE const M* row() const {
-    return static_cast<const M*>(p.mask.p) + b * p.mask.batch_stride + h * p.mask.head_stride;
-  }
-
-  // bias[key] for L queries from q, of n keys from k. Queries past the last one get the last one's.
-  template <class M>
-  INLINE void tile(int64_t q, int64_t k, int64_t n, Vec<T>* bias) const {
-    const M* from = row<M>() + k * p.mask.k_stride;
-    if (p.mask.q_stride == 0) {
-      const Vec<T> row = load_mask<M, T>(from, p.mask.k_stride, n);
-      for (int i = 0; i < L; ++i) bias[i] = broadcast(row[i]);
-      return;
-    }
-    for (int i = 0; i < L; ++i)
-      bias[i] = load_mask<M, T>(from + min(q + i, p.q_len - 1) * p.mask.q_stride, p.mask.k_stride, n);
-    transpose<T>(bias);
-  }
-
-  void forbid_future(T* s, int64_t k0, int64_t n) const {
-    const Vec<T> lane = lane_numbers<T>();
-    const int64_t first_hidden = q0 + p.k_len - p.q_len + 1;  // for lane 0
-    for (int64_t k = max<int64_t>(0, first_hidden - k0); k < n; ++k)
-      for (int v = 0; v < V; ++v) {
-        T* at = s + (k * V + v) * L;
-        const T first_lane = T(k0 + k - first_hidden + 1 - v * L);
-        store(at, select<T>(lane < first_lane, broadcast(-kInfinity<T>), load(at)));
-      }
-  }
-};
 
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY
