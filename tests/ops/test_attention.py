@@ -125,6 +125,24 @@ def test_transposed_and_strided_masks(kind, backend, device):
     check_all(q, k, v, mask > -0.5 if kind == "boolean" else mask, backend=backend)
 
 
+@needs_cpu
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kind", ["scores", "keys", "by key", "every second key"])
+def test_masks_of_many_keys(kind, causal, capability):
+    """Blocks of keys that nothing sees at both ends and in between, queries whose keys lie in the last ones alone."""
+    q, k, v = make(1, 2, 2, 45, 1310, 16)
+    mask = torch.rand(45, 1310) < 0.3
+    mask[:, :260], mask[:, 500:800], mask[:, 1290:] = False, False, False
+    mask[3, :1200], mask[44] = False, False
+    mask = {
+        "scores": mask,
+        "keys": mask[:1],
+        "by key": mask.T.contiguous().T,
+        "every second key": torch.stack([mask, ~mask], -1).flatten(1)[:, ::2],
+    }[kind]
+    check_all(q, k, v, mask, causal=causal, backend="cpu")
+
+
 def _joined(t):
     return t.transpose(1, 2).contiguous().transpose(1, 2)
 
