@@ -42,7 +42,7 @@ def past_autograd(name):
     run = operator and operator._op  # what calling the operator ends in
 
     def call(*args):
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(map(_wants_grad, args))):
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _wants_grad(args)):
             return operator(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return run(*args)
@@ -50,8 +50,16 @@ def past_autograd(name):
     return operator and call
 
 
-def _wants_grad(a):
-    return any(map(_wants_grad, a)) if isinstance(a, (list, tuple)) else isinstance(a, torch.Tensor) and a.requires_grad
+_NO_TENSORS = {type(None), bool, int, float, str, torch.dtype}
+
+
+def _wants_grad(args):
+    for a in args:
+        if type(a) in _NO_TENSORS:  # a question of types takes a fifth of isinstance(a, torch.Tensor)
+            continue
+        if _wants_grad(a) if isinstance(a, (list, tuple)) else isinstance(a, torch.Tensor) and a.requires_grad:
+            return True
+    return False
 
 
 def why_missing(name, backend):

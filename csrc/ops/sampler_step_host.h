@@ -1,6 +1,7 @@
 // sampler_step's operators, but for the step itself: arguments, their checks, views of them, outputs; shared by CPU and
 // CUDA.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -309,19 +310,33 @@ struct SamplerStepOperators {
   }
 
  private:
-  // torch::stable::new_empty takes a third of the time of torch::stable::empty, which looks its operator up by name.
   static Tensor new_like(const StepView& view, const Tensor& x) {
-    return view.is_contiguous() ? torch::stable::new_empty(x, x.sizes()) : torch::stable::empty_like(x);
+    return view.is_contiguous() ? new_dense(view, x, view.type, false) : torch::stable::empty_like(x);
   }
 
   // The next model input's memory format is x's where that is channels_last, else contiguous.
   static Tensor new_model_input(const StepView& x, const Tensor& on, const SamplerStepArguments& a) {
     StepView like = x;
     like.size[0] *= a.copies;
-    const torch::headeronly::IntHeaderOnlyArrayRef size(like.size, like.dims);
-    if (!x.is_channels_last()) return torch::stable::new_empty(on, size, a.model_input_dtype);
-    return torch::stable::empty(size, a.model_input_dtype, std::nullopt, on.device(), std::nullopt,
-                                torch::headeronly::MemoryFormat::ChannelsLast);
+    return new_dense(like, on, a.model_input_dtype, x.is_channels_last());
+  }
+
+  // torch::stable::empty and new_empty look their operators up by name, and take a microsecond each.
+  static Tensor new_dense(const StepView& like, const Tensor& on, ScalarType type, bool channels_last) {
+    constexpr int64_t kLast[] = {1, 3, 2, 0};  // innermost first
+    int64_t stride[kStepMaxDims], dense = 1;
+    for (int64_t i = 0; i < like.dims; ++i) {
+      const int64_t d = channels_last ? kLast[i] : like.dims - 1 - i;
+      stride[d] = dense, dense *= std::max<int64_t>(like.size[d], 1);
+    }
+    int32_t device, index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
+    AtenTensorHandle made;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        like.dims, like.size, stride, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device,
+        index, &made));
+    return Tensor(made);
   }
 
   // x' is the first copy of the next model input.
