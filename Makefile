@@ -10,7 +10,7 @@ SOURCES := setup.py build_backend/backend.py CMakeLists.txt $(shell find csrc -t
 # Whatever environment is active and whatever PYTHONPATH names, .venv is what runs.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test test-all lint format bench gpu clean
+.PHONY: demo test test-all lint format bench gpu resources clean
 
 demo: $(VENV)/.built
 	OMP_WAIT_POLICY=passive $(BIN)/python -m imagegen demo --out out # spinning threads starve each other on a busy machine
@@ -37,6 +37,9 @@ bench: $(VENV)/.built
 
 gpu: $(VENV)/.built
 	.ci/gpu
+
+resources: $(VENV)/.built # of every CUDA kernel: registers, shared memory, spills, matrix instructions
+	$(BIN)/python tests/cuda_ahead_of_time.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info imagegen/_C*.so

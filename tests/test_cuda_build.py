@@ -1,51 +1,90 @@
-"""What can be said of the CUDA kernels without a GPU: they are there for every architecture, and none spills."""
+"""What can be said of the CUDA kernels without a GPU: they are there for every architecture, none spills, and what
+multiplies matrices does it on tensor cores, with operands that asynchronous copies bring."""
 
-import importlib.util
-import re
 import shutil
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
+import cuda_ahead_of_time as ahead
 import pytest
 
 from imagegen import _library
 
+needs_cuobjdump = pytest.mark.skipif(not ahead.cuobjdump(), reason="cuobjdump is not there: pip install triton")
+needs_nvcc = pytest.mark.skipif(
+    not (shutil.which("nvcc") and ahead.cuobjdump()), reason="nvcc or cuobjdump is not there"
+)
 
-def cuobjdump():
-    triton = importlib.util.find_spec("triton")
-    bundled = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
-    return bundled if bundled and bundled.exists() else shutil.which("cuobjdump")
-
-
-@dataclass
-class Kernel:
-    name: str
-    registers: int
-    spilled: int  # bytes of its stack
-    sass: str
+MULTIPLIES = ("attention", "conv_transpose2d", "upsample_conv2d")  # what is named so multiplies matrices
+BESIDE = ("prepare", "reduce")  # but what is named so, a file or a kernel in it
+WARPGROUP = ("sm90", "wgmma")  # on sm_90a alone, by its own instructions
+# Registers above which fewer than 16 warps fit a multiprocessor: no longer enough loads are under way.
+MOST_REGISTERS = {"group_norm": 128, "group_norm_planar": 128, "group_norm_innermost": 128}
 
 
-def compile_kernels(stem, architecture, folder):
-    """What nvcc makes of csrc/ops/cuda/STEM_kernel.cu for one architecture."""
-    csrc = Path(__file__).parents[1] / "csrc"
-    built = folder / "kernel.cubin"
-    target = [f"-arch=sm_{architecture}", "-cubin", "-o", built]
-    subprocess.run(["nvcc", "-std=c++20", f"-I{csrc}", *target, csrc / f"ops/cuda/{stem}_kernel.cu"], check=True)
-    dump = [cuobjdump(), "--dump-resource-usage", "--dump-sass", built]
-    said = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
-    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) \S+ LOCAL:(\d+)", said)
-    sass = dict(text.split("\n", 1) for text in said.split("Function : ")[1:])
-    return [Kernel(name, int(reg), int(stack) + int(local), sass[name]) for name, reg, stack, local in usage]
+def check(stem, architecture):
+    found = ahead.kernels(stem, architecture)
+    by_warpgroups = any(word in stem for word in WARPGROUP)
+    elsewhere = by_warpgroups and architecture != "90a"  # where no kernel is there, or none has a body
+    assert found or elsewhere
+    for kernel in found:
+        spilled = sum(kernel.instructions[name] for name in ahead.SPILLS)
+        assert kernel.stack == spilled == 0, f"{kernel.name} spills"
+        assert kernel.registers <= MOST_REGISTERS.get(stem, 255), kernel.name
+        if stem.startswith(MULTIPLIES) and not elsewhere and not any(word in stem + kernel.name for word in BESIDE):
+            assert kernel.instructions["HGMMA" if by_warpgroups else "HMMA"], kernel.name
+            assert kernel.instructions["LDGSTS"] or kernel.instructions["UTMALDG"], kernel.name
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("stem", ahead.STEMS)
+def test_kernels_as_built(stem):
+    """For free where this checkout was built with nvcc: the SASS of one architecture; that of all in the slow test."""
+    if not ahead.is_built(stem, "90a"):
+        pytest.skip("this checkout's build has no CUDA kernels, or older ones than its sources")
+    check(stem, "90a")
+
+
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ahead.ARCHITECTURES)
+@pytest.mark.parametrize("stem", ahead.STEMS)
+def test_kernels_of_every_architecture(stem, architecture):
+    check(stem, architecture)
 
 
 @pytest.mark.skipif(not (_library._C and _library._C.cuda_architectures()), reason="this build has no CUDA kernels")
-@pytest.mark.skipif(not cuobjdump(), reason="cuobjdump is not there: pip install triton")
-def test_no_cuda_kernel_spills():
-    command = [cuobjdump(), "--dump-resource-usage", _library._C.__file__]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) \S+ LOCAL:(\d+)", usage)
-    assert len(kernels) > 100
-    assert [name for name, _, stack, local in kernels if int(stack) or int(local)] == []
-    for architecture in _library._C.cuda_architectures().split():
-        assert f"sm_{architecture.removesuffix('-real')}" in usage
+@needs_cuobjdump
+def test_no_cuda_kernel_in_the_library_spills():
+    usage = ahead.resource_usage(_library._C.__file__)
+    assert len(usage) > 100
+    assert [kernel.name for kernel in usage if kernel.stack] == []
+    architectures = {name.removesuffix("-real") for name in _library._C.cuda_architectures().split()}
+    assert architectures <= ahead.architectures(_library._C.__file__)
+
+
+FAULTY = """
+__global__ void __launch_bounds__(1024, 2) spilling(float* x) {  // 32 registers
+  float kept[64];
+  for (int i = 0; i < 64; ++i) kept[i] = x[1024 * i + threadIdx.x];
+  __syncthreads();
+  for (int i = 0; i < 64; ++i) x[1024 * i + threadIdx.x + 1] = kept[i];
+}
+__global__ void plain(float* x) { x[threadIdx.x] *= 2; }
+"""
+
+
+@needs_nvcc
+def test_a_spill_is_seen(tmp_path, monkeypatch):
+    (tmp_path / "faulty_kernel.cu").write_text(FAULTY)
+    monkeypatch.setattr(ahead, "CUDA", tmp_path)
+    with pytest.raises(AssertionError, match=r"spilling.* spills"):
+        check("faulty", "80")
+    spilling, plain = sorted(ahead.kernels("faulty", "80"), key=lambda kernel: -kernel.stack)
+    assert (
+        spilling.stack >= 32 * 4
+        and spilling.registers == 32
+        and spilling.instructions["STL"]
+        and spilling.instructions["LDL"]
+    )
+    assert plain.stack == 0 and plain.instructions["STG"] == 1 and plain.registers < 16
+    head, *lines = ahead.table(["80"], ["faulty"])
+    assert head.split()[-1] == "kernel" and {line.split()[-1] for line in lines} == {"spilling", "plain"}

@@ -64,6 +64,7 @@ def _compile(kernel, architecture, signature, constants, divisible, options=None
         "local": int(local),
         "spills": sum(instructions.count(name) for name in ("LDL", "STL")),
         "matrix": sum(instructions.count(name) for name in ("HMMA", "HGMMA", "UTCHMMA")),
+        "UTCHMMA": instructions.count("UTCHMMA"),
         "shared": compiled.metadata.shared,
         "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "loads": re.findall(r"ld\.global\.(\S+)", compiled.asm["ptx"]),

@@ -1,4 +1,5 @@
-// group_norm's CUDA kernels as a program for the sanitizers: arguments are the dtype and the layout.
+// group_norm's CUDA kernels as a program for the sanitizers: arguments are the dtype and the layout, and where given,
+// that large shapes, which ThreadSanitizer would take minutes for, are left out.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -45,11 +46,12 @@ bool run(Dtype dtype, bool innermost, int64_t batch, int64_t channels, int64_t g
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   const Dtype dtype = std::string(arguments[1]) == "bf16" ? Dtype::bf16 : Dtype::f32;
   const bool innermost = std::string(arguments[2]) == "innermost";
+  const bool small = count > 3;
   // A group in shared memory, planes of several slices, planes of odd sizes; spans with a rest.
-  const bool ran = run(dtype, innermost, 2, 16, 4, 64) && run(dtype, innermost, 1, 2, 1, 16512) &&
-                   run(dtype, innermost, 2, 6, 3, 35) && run(dtype, innermost, 1, 80, 8, 72);
+  const bool ran = run(dtype, innermost, 2, 16, 4, 64) && (small || run(dtype, innermost, 1, 2, 1, 16512)) &&
+                   run(dtype, innermost, 2, 6, 3, 35) && (small || run(dtype, innermost, 1, 80, 8, 72));
   std::puts(ran ? "ran" : "failed");
 }

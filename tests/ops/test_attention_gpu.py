@@ -2,15 +2,11 @@
 spills and matrix instructions of what the compilers make. test_attention.py runs them on a GPU where there is one."""
 
 import itertools
-import re
-import shutil
-import subprocess
 
 import pytest
 import torch
 from cuda_sim import simulator
 from helpers import DTYPES, check, relative_error
-from test_cuda_build import cuobjdump
 from triton_ahead_of_time import compile_kernel
 
 from imagegen.ops import eager
@@ -158,33 +154,6 @@ def test_sanitizers_find_nothing(sanitizer, dtype):
         printed, said = simulator.run_program(program, dtype, head_dim, order="random")
         assert printed == "ran\n"
         assert simulator.found_nothing(said), said
-
-
-def compile_for(architecture, stem, folder):
-    """The SASS of each kernel of csrc/ops/cuda/STEM_kernel.cu, none of which may spill, and what ptxas said."""
-    built = folder / "kernel.cubin"
-    source = simulator.ROOT / f"csrc/ops/cuda/{stem}_kernel.cu"
-    target = [f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", built]
-    command = ["nvcc", "-std=c++20", f"-I{simulator.ROOT / 'csrc'}", *target, source]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(stacks) >= 9
-    assert set(stacks) == {("0", "0", "0")}
-    sass = subprocess.run([cuobjdump(), "--dump-sass", built], capture_output=True, text=True, check=True).stdout
-    return sass.split("Function : ")[1:], said
-
-
-needs_nvcc = pytest.mark.skipif(not (shutil.which("nvcc") and cuobjdump()), reason="nvcc or cuobjdump is not there")
-
-
-@pytest.mark.slow
-@needs_nvcc
-@pytest.mark.parametrize("architecture", ["80", "86", "89", "90a", "100", "120"])
-@pytest.mark.parametrize("stem", ["attention", "attention_backward"])
-def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
-    """No kernel spills, and each multiplies on tensor cores what asynchronous copies bring."""
-    for kernel in compile_for(architecture, stem, tmp_path)[0]:
-        assert all(f" {name}" in kernel for name in ("HMMA", "LDGSTS")), kernel.splitlines()[0]
 
 
 # What a block may have of shared memory where Triton compiles for sm_80: what sm_86, sm_89 and sm_120 give.

@@ -1,10 +1,7 @@
 """What can be said of group_norm's GPU kernels without a GPU: values and bounds in the simulator; registers and
 spills of what the compilers make. test_group_norm.py runs them on a GPU where there is one."""
 
-import itertools
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -211,31 +208,25 @@ def test_backward_of_triton_checks_its_arguments():
 CUDA = simulator.ROOT / "csrc/ops/cuda"
 
 
-def test_address_sanitizer_finds_nothing():
+def sanitize(sanitizer, *arguments):
     sources = [simulator.HERE / "group_norm_main.cpp", *sorted(CUDA.glob("group_norm*_kernel.cu"))]
-    program = simulator.build_program(sources, "address")
-    for dtype, innermost in itertools.product(("bf16", "f32"), ("planar", "innermost")):
-        printed, said = simulator.run_program(program, dtype, innermost, order="random")
-        assert printed == "ran\n"
-        assert simulator.found_nothing(said), said
+    program = simulator.build_program(sources, sanitizer)
+    printed, said = simulator.run_program(program, *arguments, order="random")
+    assert printed == "ran\n"
+    assert simulator.found_nothing(said), said
 
 
-# Registers above which fewer than 16 warps fit a multiprocessor, and no longer enough loads are under way.
-MOST_REGISTERS = 128
+@pytest.mark.parametrize("layout", ["planar", "innermost"])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_address_sanitizer_finds_nothing(dtype, layout):
+    sanitize("address", dtype, layout)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not there")
-@pytest.mark.parametrize("architecture", ["80", "86", "89", "90a", "100", "120"])
-@pytest.mark.parametrize("stem", ["group_norm", "group_norm_planar", "group_norm_innermost"])
-def test_cuda_kernels_compile_for_every_architecture(stem, architecture, tmp_path):
-    source = CUDA / f"{stem}_kernel.cu"
-    target = [f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "kernel.cubin"]
-    command = ["nvcc", "-std=c++20", f"-I{simulator.ROOT / 'csrc'}", *target, source]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(stacks) >= 18 and set(stacks) == {("0", "0", "0")}
-    assert max(int(n) for n in re.findall(r"Used (\d+) registers", said)) <= MOST_REGISTERS
+@pytest.mark.parametrize("layout", ["planar", "innermost"])
+def test_thread_sanitizer_finds_nothing(layout):
+    """What blocks hand to each other passes between launches: shapes of few blocks show what warps do."""
+    sanitize("thread", "bf16", layout, "small")
 
 
 def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
@@ -277,6 +268,9 @@ def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
     }
 
 
+# There Triton keeps more addresses: twelve warps on a multiprocessor instead of sixteen, whose 64 bytes a thread are
+# still 24 KiB under way, where 1.6 TB/s over 108 multiprocessors at 0.6 µs need 9.
+MORE_ON_SM_80 = 40
 KERNELS = {  # kernel -> most registers
     "group_norm_whole_kernel": 128,
     "group_norm_statistics_kernel": 128,
@@ -291,14 +285,14 @@ KERNELS = {  # kernel -> most registers
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_triton_kernels_compile_ahead_of_time(kernel):
     pytest.importorskip("triton", reason="triton is not installed")
-    variants = [triton_variant(kernel, "bf16"), triton_variant(kernel, "fp32", planar=False)]
-    for variant in variants:
-        variant["architectures"] = [90]
+    variants = [triton_variant(kernel, "bf16"), triton_variant(kernel, "fp32", planar=False) | {"architectures": [90]}]
+    if KERNELS[kernel] < 128:  # which merge parts: no architecture makes them large
+        variants[0]["architectures"] = [90]
     builds = compile_kernel("imagegen.ops.triton.group_norm_kernel", kernel, variants)
     for variant, build in [(v, b) for v, of in zip(variants, builds, strict=True) for b in of]:
         print(kernel, variant["constants"], build)
         assert build["stack"] == build["local"] == build["spills"] == 0, "spills"
-        assert build["registers"] <= KERNELS[kernel]
+        assert build["registers"] <= KERNELS[kernel] + MORE_ON_SM_80 * (build["architecture"] == 80), build
         # A group of four channels has no 16 bytes of neighbours where channels are innermost.
         if "BP" in variant["constants"] and not (kernel == "group_norm_whole_kernel" and variant is variants[1]):
             assert any("v4" in load for load in build["loads"]), "16-byte loads"
