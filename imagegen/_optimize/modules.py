@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import ops
-from ..nn import bias_act
 from ..nn._plain_conv import PLAIN
-from ..ops._activation import LRELU_SLOPE
+from ..ops._activation import LRELU_SLOPE, MODULES
 from ..ops._check import DTYPES
 from .channels_last import follow
 
@@ -248,7 +247,7 @@ def _first_difference(conv, values):
     return None
 
 
-_ACTIVATIONS = {getattr(torch.nn, module): name for module, name in bias_act._NAMES.items()}
+_ACTIVATIONS = {getattr(torch.nn, module): name for module, name in MODULES.items()}
 
 # Of (1, 128, 256, 256), 32 MiB, norm and convolution in one take 4 % less time than as two ops, of (1, 256, 128, 128),
 # 16 MiB, 1 % more (Zen 4, one thread).

@@ -1,6 +1,7 @@
 import torch
 
 from .. import ops
+from ..ops._activation import MODULES
 
 
 class BiasAct(torch.nn.Module):
@@ -22,10 +23,10 @@ class BiasAct(torch.nn.Module):
     def from_torch(cls, activation):
         """The same activation as a torch.nn module computes, without a bias; put a layer's own bias in `bias`."""
         name = type(activation).__name__
-        if name not in _NAMES or getattr(activation, "approximate", "none") != "none":
-            raise ValueError(f"BiasAct: activation must be one of {', '.join(_NAMES)}, got {activation}")
+        if name not in MODULES or getattr(activation, "approximate", "none") != "none":
+            raise ValueError(f"BiasAct: activation must be one of {', '.join(MODULES)}, got {activation}")
         alpha = getattr(activation, "negative_slope", None)
-        return cls(None, _NAMES[name], alpha, gain=1.0, bias=False).train(activation.training)
+        return cls(None, MODULES[name], alpha, gain=1.0, bias=False).train(activation.training)
 
     def forward(self, x):
         return ops.bias_act(
@@ -36,14 +37,3 @@ class BiasAct(torch.nn.Module):
         options = {name: getattr(self, name) for name in ("alpha", "gain", "clamp")}
         given = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
         return f"{self.num_channels}, act={self.act!r}{given}" + ("" if self.bias is not None else ", bias=False")
-
-
-_NAMES = {
-    "Identity": "linear",
-    "ReLU": "relu",
-    "LeakyReLU": "lrelu",
-    "SiLU": "silu",
-    "GELU": "gelu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-}

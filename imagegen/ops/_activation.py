@@ -14,6 +14,17 @@ ACTIVATIONS = {
     "sigmoid": lambda x: x.sigmoid(),
 }
 
+# The torch.nn modules that compute them.
+MODULES = {
+    "Identity": "linear",
+    "ReLU": "relu",
+    "LeakyReLU": "lrelu",
+    "SiLU": "silu",
+    "GELU": "gelu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+}
+
 
 def check_activation(op, argument, name):
     if name not in ACTIVATIONS:

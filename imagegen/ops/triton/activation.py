@@ -1,11 +1,18 @@
-"""The activations and their derivatives, for every Triton kernel; alpha is the slope of lrelu."""
+"""The activations and their derivatives, for every Triton kernel, and the precision it computes in."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
+def to_compute(v):
+    """v in double where it is, else in float32: half precision is for memory."""
+    return v if v.dtype == tl.float64 else v.to(tl.float32)
+
+
+@triton.jit
 def activate(z, alpha, ACT: tl.constexpr):
+    """act(z); alpha is the slope of lrelu."""
     if ACT == "relu":
         return tl.where(z < 0, 0, z)
     elif ACT == "lrelu":
@@ -24,6 +31,7 @@ def activate(z, alpha, ACT: tl.constexpr):
 
 @triton.jit
 def derivative(z, alpha, ACT: tl.constexpr):
+    """d act(z) / dz"""
     if ACT == "relu":
         return tl.where(z > 0, 1.0, 0.0).to(z.dtype)
     elif ACT == "lrelu":

@@ -1,8 +1,10 @@
+"""bias_act in Triton: one pass over memory for the output, and one for the gradient of x."""
+
 import torch
 import triton
 import triton.language as tl
 
-from .activation import activate, derivative
+from .activation import activate, derivative, to_compute
 
 DENSE_BLOCK, STRIDED_BLOCK = 1024, 256  # elements a program: addresses of strided ones take registers
 
@@ -61,7 +63,7 @@ def bias_act_kernel(
     inside = i < size
     z = _load(x, i, sizes, x_strides, inside)
     if b is not None:
-        z += _to_compute(tl.load(b + i // inner % channels * b_stride, mask=inside, other=0))
+        z += to_compute(tl.load(b + i // inner % channels * b_stride, mask=inside, other=0))
     alpha = tl.full((1,), alpha, z.dtype)
     gain = tl.full((1,), gain, z.dtype)
     clamp = tl.full((1,), clamp, z.dtype)
@@ -83,9 +85,4 @@ def _load(p, i, sizes, strides, inside):
         for d in tl.static_range(len(sizes)):
             at += rest % sizes[d] * strides[d]
             rest //= sizes[d]
-    return _to_compute(tl.load(p + at, mask=inside, other=0))
-
-
-@triton.jit
-def _to_compute(v):
-    return v if v.dtype == tl.float64 else v.to(tl.float32)
+    return to_compute(tl.load(p + at, mask=inside, other=0))

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 
 from .._layout import memory_format
-from .activation import activate, derivative
-from .bias_act_kernel import _to_compute
+from .activation import activate, derivative, to_compute
 
 TILE_BYTES = 8192  # 16 bytes four times for each of 128 threads
 WHOLE = 16384  # elements of a group that one program keeps in registers, 32 for each of 512 threads
@@ -155,10 +154,10 @@ def _place(i, stride, sizes, strides):
 def _pivot(x, b, g, D, pixels, x_b, x_c, x_p, sizes, strides):
     """The mean of eight values from all over the groups g (any shape): statistics are of x less this."""
     there = g * 0 + pixels > 0
-    total = _to_compute(tl.load(x + b * x_b + g * D * x_c, mask=there, other=0))
+    total = to_compute(tl.load(x + b * x_b + g * D * x_c, mask=there, other=0))
     for i in tl.static_range(1, 8):
         at = (g * D + D * i // 8) * x_c + _place(g * 0 + pixels.to(tl.int64) * i // 8, x_p, sizes, strides)
-        total += _to_compute(tl.load(x + b * x_b + at, mask=there, other=0))
+        total += to_compute(tl.load(x + b * x_b + at, mask=there, other=0))
     return total * 0.125
 
 
@@ -168,16 +167,25 @@ def _affine(b, c, inside, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, 
     gain = tl.zeros_like(like) + 1
     offset = tl.zeros_like(like)
     if weight is not None:
-        gain = _to_compute(tl.load(weight + c * w_c, mask=inside, other=0)).to(like.dtype)
+        gain = to_compute(tl.load(weight + c * w_c, mask=inside, other=0)).to(like.dtype)
     if bias is not None:
-        offset += _to_compute(tl.load(bias + c * b_c, mask=inside, other=0)).to(like.dtype)
+        offset += to_compute(tl.load(bias + c * b_c, mask=inside, other=0)).to(like.dtype)
     if scale is not None:
-        s = 1 + _to_compute(tl.load(scale + b * s_b + c * s_c, mask=inside, other=0)).to(like.dtype)
+        s = 1 + to_compute(tl.load(scale + b * s_b + c * s_c, mask=inside, other=0)).to(like.dtype)
         gain *= s
         offset *= s
     if shift is not None:
-        offset += _to_compute(tl.load(shift + b * t_b + c * t_c, mask=inside, other=0)).to(like.dtype)
+        offset += to_compute(tl.load(shift + b * t_b + c * t_c, mask=inside, other=0)).to(like.dtype)
     return gain, offset
+
+
+@triton.jit
+def _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b):
+    """The groups of the channels c of image b, and their center, gain and offset: z = (x - center) * gain + offset"""
+    unit = b * (C // D) + tl.where(c < C, c, 0) // D
+    center = tl.load(mean + unit)
+    gain, offset = _affine(b, c, c < C, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+    return unit, (center, gain * tl.load(rstd + unit), offset)
 
 
 @triton.jit
@@ -204,8 +212,8 @@ def group_norm_whole_kernel(
     i = tl.arange(0, BP).to(tl.int64)
     inside = (c < D)[:, None] & (i < pixels)[None, :]
     at = b * x_b + ((g * D + c) * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-    pivot = _to_compute(tl.load(x + b * x_b + g * D * x_c))
-    d = tl.where(inside, _to_compute(tl.load(x + at, mask=inside, other=0)) - pivot, 0)
+    pivot = to_compute(tl.load(x + b * x_b + g * D * x_c))
+    d = tl.where(inside, to_compute(tl.load(x + at, mask=inside, other=0)) - pivot, 0)
     share = tl.full((), 1, d.dtype) / (D * pixels)
     pivot_mean = tl.sum(d) * share
     d = tl.where(inside, d - pivot_mean, 0)
@@ -235,7 +243,7 @@ def group_norm_statistics_kernel(
         i = s * piece + start + tl.arange(0, BP)
         inside = (i < pixels)[None, :]
         at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-        v = _to_compute(tl.load(x + at, mask=inside & (c < C)[:, None], other=0)) - pivot[:, None]
+        v = to_compute(tl.load(x + at, mask=inside & (c < C)[:, None], other=0)) - pivot[:, None]
         n += tl.where(inside, 1.0, 0.0).to(n.dtype)
         d = tl.where(inside, v - mean, 0)
         mean += d / tl.where(n > 0, n, 1)
@@ -308,16 +316,15 @@ def group_norm_apply_kernel(
 ):  # fmt: skip
     """y = act((x - mean) * rstd * gain + offset)"""
     b, c, s = _tile(C, slices, BC, True)
-    unit = b * (C // D) + tl.where(c < C, c, 0) // D
-    center = tl.load(mean + unit)
-    gain, offset = _affine(b, c, c < C, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    gain *= tl.load(rstd + unit)
+    unit, (center, gain, offset) = _channels(
+        b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b
+    )
     offset -= tl.load(lost + unit) * gain
     for start in range(0, piece, BP):
         i = s * piece + start + tl.arange(0, BP)
         inside = (i < pixels)[None, :] & (c < C)[:, None]
         at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-        d = _to_compute(tl.load(x + at, mask=inside, other=0)) - center[:, None]
+        d = to_compute(tl.load(x + at, mask=inside, other=0)) - center[:, None]
         z = d * gain[:, None] + offset[:, None]
         v = activate(z, tl.full((1, 1), 0.2, z.dtype), ACT)
         at = b * y_b + (c * y_c)[:, None] + (i * y_p)[None, :]
@@ -330,11 +337,11 @@ def _dz(
 ):
     """dz and x - mean of a tile; k: center, gain and offset of its channels."""
     at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-    d = _to_compute(tl.load(x + at, mask=inside, other=0)) - k[0][:, None]
+    d = to_compute(tl.load(x + at, mask=inside, other=0)) - k[0][:, None]
     at = b * g_b + (c * g_c)[:, None] + _place(i, g_p, g_sizes, g_strides)[None, :]
     z = d * k[1][:, None] + k[2][:, None]
     slope = derivative(z, tl.full((1, 1), 0.2, z.dtype), ACT)
-    return _to_compute(tl.load(grad + at, mask=inside, other=0)) * slope, d
+    return to_compute(tl.load(grad + at, mask=inside, other=0)) * slope, d
 
 
 @triton.jit
@@ -346,12 +353,9 @@ def group_norm_gradient_sums_kernel(
 ):  # fmt: skip
     """The sums of dz and of dz * (x - mean) over a slice of the pixels, of every channel."""
     b, c, s = _tile(C, slices, BC, False)
-    unit = b * (C // D) + tl.where(c < C, c, 0) // D
-    center = tl.load(mean + unit)
-    gain, offset = _affine(b, c, c < C, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    k = center, gain * tl.load(rstd + unit), offset
-    dz_sum = tl.zeros((BC, BP), center.dtype)
-    dz_d_sum = tl.zeros((BC, BP), center.dtype)
+    _, k = _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+    dz_sum = tl.zeros((BC, BP), k[0].dtype)
+    dz_d_sum = tl.zeros((BC, BP), k[0].dtype)
     for start in range(0, piece, BP):
         i = s * piece + start + tl.arange(0, BP)
         inside = (i < pixels)[None, :] & (c < C)[:, None]
@@ -405,10 +409,7 @@ def group_norm_gradient_kernel(
 ):  # fmt: skip
     """dx = dz * gain - ((x - mean) * slope + level)"""
     b, c, s = _tile(C, slices, BC, True)
-    unit = b * (C // D) + tl.where(c < C, c, 0) // D
-    center = tl.load(mean + unit)
-    gain, offset = _affine(b, c, c < C, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    k = center, gain * tl.load(rstd + unit), offset
+    unit, k = _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
     of_level, of_slope = tl.load(level + unit), tl.load(slope + unit)
     for start in range(0, piece, BP):
         i = s * piece + start + tl.arange(0, BP)
