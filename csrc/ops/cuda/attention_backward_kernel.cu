@@ -264,7 +264,6 @@ template <class S, int kBucket>
 __global__ void __launch_bounds__((Traits<S, kBucket>::kThreads), 1)
     mask_gradient_kernel(const __grid_constant__ AttentionParams p, bool aligned) {
   using T = Traits<S, kBucket>;
-  constexpr int kRow = T::kRow;
   const int head_dim = static_cast<int>(p.head_dim);
   const Tiles<T, S> tiles{dynamic_shared<S>(), {head_dim, (head_dim + 15) / 16 * 16, aligned}};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
