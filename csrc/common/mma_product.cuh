@@ -1,5 +1,5 @@
-// Products of tiles in shared memory, for every element that tensor cores multiply: 16 bits at once, float in three
-// parts.
+// Products of tiles in shared memory, for everything that tensor cores multiply: 16 bits at once, float in three parts
+// or rounded to one.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -55,15 +55,16 @@ struct Product {
   }
 };
 
-// float as two tf32 numbers, which carry 22 of its 24 bits: three products instead of one, the smallest first.
-template <>
-struct Product<float> {
+// float as two tf32 numbers, which carry 22 of its 24 bits: three products instead of one, the smallest first; or as
+// one.
+template <bool kRounded>
+struct FloatProduct {
   static constexpr int kDepth = 8;
   struct Split {
-    uint32_t high[4], low[4];
+    uint32_t high[4], low[kRounded ? 1 : 4];
     __device__ __forceinline__ void set(int i, float x) {
       high[i] = to_tf32(x);
-      low[i] = to_tf32(x - __uint_as_float(high[i]));
+      if constexpr (!kRounded) low[i] = to_tf32(x - __uint_as_float(high[i]));
     }
   };
   using A = Split;
@@ -102,12 +103,18 @@ struct Product<float> {
   static __device__ __forceinline__ void add(float (*c)[4], const A& a, const B& b) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      mma(c[j], a.low, b.high[2 * j], b.high[2 * j + 1], float{});
-      mma(c[j], a.high, b.low[2 * j], b.low[2 * j + 1], float{});
+      if constexpr (!kRounded) {
+        mma(c[j], a.low, b.high[2 * j], b.high[2 * j + 1], float{});
+        mma(c[j], a.high, b.low[2 * j], b.low[2 * j + 1], float{});
+      }
       mma(c[j], a.high, b.high[2 * j], b.high[2 * j + 1], float{});
     }
   }
 };
+template <>
+struct Product<float> : FloatProduct<false> {};
+template <>
+struct Product<Tf32> : FloatProduct<true> {};
 
 }  // namespace
 }  // namespace imagegen::cuda

@@ -151,6 +151,25 @@ auto dispatch_element(Dtype dtype, const F& f) {
   }
 }
 
+// What tensor cores multiply: elements, float as three products of its parts; or Tf32, which is float rounded to ten
+// bits behind the point, in one product.
+struct Tf32 {};
+template <class Factor>
+struct ElementOf {
+  using type = Factor;
+};
+template <>
+struct ElementOf<Tf32> {
+  using type = float;
+};
+template <class Factor>
+using Element = typename ElementOf<Factor>::type;
+template <class F>
+auto dispatch_factor(Dtype dtype, bool allow_tf32, const F& f) {
+  if (dtype == Dtype::f32 && allow_tf32) return f.template operator()<Tf32>();
+  return dispatch_element(dtype, f);
+}
+
 }  // namespace
 }  // namespace imagegen::cuda
 

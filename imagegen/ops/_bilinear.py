@@ -5,6 +5,10 @@ gradients are the other two.
 """
 
 from .. import _library
+from ._precision import allow_tf32
+
+# For the CUDA operators to ask while they run: what torch.compile traced follows the switch too, as torch's own do.
+_library.define("allow_tf32(Tensor x) -> bool", lambda x: allow_tf32())
 
 
 def register(op, *, fakes, setup_contexts, backwards):

@@ -78,7 +78,7 @@ int main(int, char** arguments) {
   UpsampleConv2dWeightParams p{};
   p.x = {gathered.data(), H * W * C, W * C, C, static_cast<int>(C)};
   p.grad = {grad.data(), 4 * H * W * O, 2 * W * O, O, static_cast<int>(O)};
-  p.y = dw.data(), p.dtype = dtype, p.batch = B, p.height = H, p.width = W, p.cout = O, p.cin = C, p.splits = 2;
+  p.y = dw.data(), p.dtype = dtype, p.allow_tf32 = true, p.batch = B, p.height = H, p.width = W, p.cout = O, p.cin = C, p.splits = 2;
   std::vector<float> partial(p.splits * 9 * O * C);
   p.partial = partial.data();
   ran &= upsample_conv2d_backward_weight_kernel(p, nullptr) == cudaSuccess;

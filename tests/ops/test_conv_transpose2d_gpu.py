@@ -20,6 +20,11 @@ on_triton = pytest.mark.parametrize("backend, device", TRITON)
 SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 40, 3, 3, 2), (3, 8, 65, 1, 9)]
 
 
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 class Transposed:
     """conv_transpose2d of one kernel size and output padding: its tensors are x, weight, bias, scale and shift."""
 
@@ -284,6 +289,26 @@ def test_cuda_epilogue_in_the_simulator(activation):
         chosen[1:] = [t if t is None else t.float() for t in chosen[1:]]
         exact = op.plain(activation)(*(t if t is None else t.double() for t in (x, w, *chosen)))
         assert relative_error(simulated(op, x, w, *chosen, activation), exact) <= 4e-3
+
+
+def test_float32_is_rounded_to_tf32_where_torch_allows_it(monkeypatch):
+    op = OPS["k3"]
+    x, w = make(op, (2, 24, 40, 5, 6), "cpu")[:2]
+    exact = op.plain()(x.double(), w.double())
+    for allowed, least, most in ((False, 0, 1e-5), (True, 1e-4, 1e-3)):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert least <= relative_error(simulated(op, x, w), exact) <= most, allowed
+
+
+def test_triton_asks_the_same_switch(monkeypatch):
+    """Triton's interpreter multiplies in full either way; what the compiler makes of it, ahead of time says."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from imagegen.ops.triton.conv_transpose2d_kernel import _precision
+
+    assert _precision(torch.ones(1)) == "tf32x3"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert _precision(torch.ones(1)) == "tf32"
+    assert _precision(torch.ones(1, dtype=torch.float64)) == _precision(torch.ones(1).half()) == "ieee"
 
 
 def test_cuda_schedules_agree_to_the_bit(monkeypatch):

@@ -19,6 +19,11 @@ from imagegen.ops._activation import ACTIVATIONS
 SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 72, 40, 17, 9)]
 
 
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def operators():
     return simulator.load("upsample_conv2d")
 
@@ -96,6 +101,23 @@ def test_empty_in_the_simulator(shape):
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert torch.equal(w.grad, torch.zeros_like(w))
+
+
+def test_float32_is_rounded_to_tf32_where_torch_allows_it(monkeypatch):
+    """Ten bits behind the point: errors a thousand times larger, in the output and in both gradients."""
+    tensors = make((2, 19, 35, 9, 7))
+    grad = torch.rand(2, 35, 18, 14) + 0.5
+
+    def results(run, tensors, grad):
+        leaves = [t.requires_grad_() for t in tensors]
+        y = run(*leaves)
+        return y, *torch.autograd.grad(y, leaves[:2], grad)
+
+    exact = results(plain(), [t.double() for t in tensors], grad.double())
+    for allowed, least, most in ((False, 0, 1e-5), (True, 1e-4, 1e-3)):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        errors = map(relative_error, results(Simulated.apply, tensors, grad), exact)
+        assert all(least <= error <= most for error in errors), allowed
 
 
 def test_an_image_does_not_depend_on_its_batch():

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/allow_tf32.h"
 #include "common/cuda_stream.h"
 #include "ops/cuda/conv_transpose2d_params.h"
 
@@ -39,7 +40,7 @@ Tensor conv_transpose2d_cuda(const Tensor& x, const Tensor& weight_in, const std
   if (bias) p.bias = bias->const_data_ptr();
   if (scale) p.scale = scale->const_data_ptr(), p.scale_dtype = check_dtype(op, "scale", *scale);
   if (shift) p.shift = shift->const_data_ptr(), p.shift_dtype = check_dtype(op, "shift", *shift);
-  p.dtype = check_dtype(op, "x", x);
+  p.dtype = check_dtype(op, "x", x), p.allow_tf32 = allow_tf32(x);
   p.batch = x.size(0), p.cin = x.size(1), p.height = x.size(2), p.width = x.size(3);
   p.cout = y.size(1), p.out_h = y.size(2), p.out_w = y.size(3);
   p.kernel = static_cast<int>(size.kernel);

@@ -14,8 +14,9 @@ namespace {
 // Predicted on an H200 for 512 to 512 channels and x of 128 x 128 in bf16: 340 us by mma.sync's half rate of tensor
 // cores, 330 us by L2 at 6.5 TB/s (each product reads 2 (1/128 + 1/128) bytes), 280 us by shared memory at 128 bytes a
 // clock (a warp's 32 x 64 outputs read 3 KB for 32768 products).
-template <class S, int kBlockChannels>
+template <class Factor, int kBlockChannels>
 struct Traits {
+  using S = Element<Factor>;
   static constexpr bool kHalf = sizeof(S) == 2;
   static constexpr int kThreads = 256, kStages = 3;
   static constexpr int kPixels = kHalf ? 128 : 64, kChannels = kBlockChannels;
@@ -68,11 +69,12 @@ __device__ __forceinline__ void finish(float (&v)[kCount], const ConvTranspose2d
   for (int i = 0; i < kCount; ++i) v[i] = activate(p.activation, v[i]);
 }
 
-template <class S, int kBlockChannels>
-__global__ void __launch_bounds__((Traits<S, kBlockChannels>::kThreads), 2)
+template <class Factor, int kBlockChannels>
+__global__ void __launch_bounds__((Traits<Factor, kBlockChannels>::kThreads), 2)
     phase_kernel(const __grid_constant__ ConvTranspose2dParams p, bool x_packs, bool weight_packs, bool y_packs) {
-  using T = Traits<S, kBlockChannels>;
-  using P = Product<S>;
+  using T = Traits<Factor, kBlockChannels>;
+  using S = typename T::S;
+  using P = Product<Factor>;
   S* const stages = dynamic_shared<S>();
   Pixel* const pixels = reinterpret_cast<Pixel*>(reinterpret_cast<char*>(stages) + T::kStageBytes);
 
@@ -217,22 +219,23 @@ bool in_packs(const void* p, int64_t channels, const int64_t (&stride)[4]) {
          whole(stride[2]) && whole(stride[3]);
 }
 
-template <class S, int kBlockChannels>
+template <class Factor, int kBlockChannels>
 cudaError_t run(const ConvTranspose2dParams& p, cudaStream_t stream) {
-  using T = Traits<S, kBlockChannels>;
+  using T = Traits<Factor, kBlockChannels>;
+  using S = typename T::S;
   const int64_t pixels = p.batch * ((p.out_h + 1) / 2) * ((p.out_w + 1) / 2);
   const int64_t blocks = (pixels + T::kPixels - 1) / T::kPixels * 4 * ((p.cout + T::kChannels - 1) / T::kChannels);
   const bool weight_packs = reinterpret_cast<uintptr_t>(p.weight) % 16 == 0 && p.cout * sizeof(S) % 16 == 0;
-  return launch(phase_kernel<S, kBlockChannels>, dim3(static_cast<unsigned>(blocks)), T::kThreads, T::kSharedBytes,
+  return launch(phase_kernel<Factor, kBlockChannels>, dim3(static_cast<unsigned>(blocks)), T::kThreads, T::kSharedBytes,
                 stream, p, in_packs<S>(p.x, p.cin, p.x_stride), weight_packs, in_packs<S>(p.y, p.cout, p.y_stride));
 }
 
 }  // namespace
 
 cudaError_t conv_transpose2d_kernel(const ConvTranspose2dParams& p, cudaStream_t stream) {
-  return dispatch_element(p.dtype, [&]<class S>() {
-    constexpr int kMost = sizeof(S) == 2 ? 128 : 64;
-    return p.cout <= 32 ? run<S, 32>(p, stream) : run<S, kMost>(p, stream);
+  return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
+    constexpr int kMost = sizeof(Element<F>) == 2 ? 128 : 64;
+    return p.cout <= 32 ? run<F, 32>(p, stream) : run<F, kMost>(p, stream);
   });
 }
 

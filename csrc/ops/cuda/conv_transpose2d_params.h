@@ -13,6 +13,7 @@ struct ConvTranspose2dParams {
   const void* weight;                     // [cin][kernel][kernel][cout]
   const void *bias, *scale, *shift;       // (cout), each null or there
   Dtype dtype, scale_dtype, shift_dtype;  // of everything else, and of these, which may be float
+  bool allow_tf32;                        // of float: one product of tf32 in place of three
   void* y;                                // (batch, cout, out_h, out_w)
   int64_t y_stride[4];
   int64_t batch, cin, cout, height, width, out_h, out_w;

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "common/allow_tf32.h"
 #include "common/cuda_stream.h"
 #include "ops/cuda/upsample_conv2d_params.h"
 
@@ -92,7 +93,7 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, cons
   p.weight = packed.const_data_ptr();
   p.y = y.mutable_data_ptr();
   p.y_channels_last = is_channels_last(y);
-  p.dtype = dtype;
+  p.dtype = dtype, p.allow_tf32 = allow_tf32(y);
   p.batch = s.batch, p.height = s.height, p.width = s.width, p.cout = y.size(1);
   p.multiprocessors = scope.multiprocessors();
   return p;
@@ -168,8 +169,9 @@ Tensor upsample_conv2d_backward_weight_cuda(const Tensor& grad, const Tensor& x)
   Tensor y = new_empty_4d(x, {s.cout, s.cin, 3, 3}, false);
   if (y.numel() == 0) return y;
   const Images images = as_pixels(x, dtype, scope.stream), grads = as_pixels(grad, dtype, scope.stream);
-  cuda::UpsampleConv2dWeightParams p{
-      images.pixels, grads.pixels, nullptr, y.mutable_data_ptr(), dtype, s.batch, s.height, s.width, s.cout, s.cin, 1};
+  cuda::UpsampleConv2dWeightParams p{images.pixels, grads.pixels,  nullptr, y.mutable_data_ptr(),
+                                     dtype,         allow_tf32(x), s.batch, s.height,
+                                     s.width,       s.cout,        s.cin,   1};
   p.splits = cuda::upsample_conv2d_weight_splits(p);
   const Tensor partial =
       torch::stable::empty({p.splits * 9 * s.cout * s.cin}, ScalarType::Float, std::nullopt, x.device());

@@ -12,9 +12,10 @@ namespace {
 
 // Predicted for (1, 512, 128, 128) in bf16 with Wide: tensor cores 163 us on H200; shared memory 172, as a warp reads
 // 152 times 128 bytes for 72 products; L2, 16 bytes of patch and 36 of weights a pixel and channel, 130 us.
-template <class S_, int kWarpsOfPixels>
+template <class Factor_, int kWarpsOfPixels>
 struct Traits {
-  using S = S_;
+  using Factor = Factor_;
+  using S = Element<Factor>;
   static constexpr int kFragments = 2, kStages = 2, kWarpsOfChannels = 2;
   static constexpr int kWarpHeight = 2 * kFragments, kHeight = kWarpHeight * kWarpsOfPixels, kWidth = 8;
   static constexpr int kGroups = 2;  // of 16 channels, to a warp
@@ -29,10 +30,10 @@ struct Traits {
   static_assert(kSharedBytes <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
   static_assert(kSharedBytes >= kHeight * kWidth * (kChannels + 4) * static_cast<int>(sizeof(float)), "results fit");
 };
-template <class S>
-using Wide = Traits<S, 4>;  // 16 x 8 pixels
-template <class S>
-using Small = Traits<S, 2>;  // 8 x 8
+template <class F>
+using Wide = Traits<F, 4>;  // 16 x 8 pixels
+template <class F>
+using Small = Traits<F, 2>;  // 8 x 8
 
 // Of one column of gy, or of a sum or difference of two: even rows {0, 1}, {2, 3} of the warp, odd rows likewise, and
 // {odd row -1, even row 4}.
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(T::kThreads) backward_input_kernel(const __gri
       v.by_rows([&](int row, const Fragment(&a)[T::kFragments]) {
 #pragma unroll
         for (int g = 0; g < T::kGroups; ++g)
-          multiply(sum[g], a, weights[((3 * column + row) * (T::kChannels / 16) + g) * 32], S{});
+          multiply(sum[g], a, weights[((3 * column + row) * (T::kChannels / 16) + g) * 32], typename T::Factor{});
       });
     };
     const auto even = Column<T>::load(pixels, 0, 0), odd = Column<T>::load(pixels, 1, 1);
@@ -150,11 +151,11 @@ __global__ void __launch_bounds__(T::kThreads) backward_input_kernel(const __gri
 }  // namespace
 
 cudaError_t upsample_conv2d_backward_input_kernel(const UpsampleConv2dParams& p, cudaStream_t stream) {
-  return dispatch_element(p.dtype, [&]<class S>() {
+  return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
     const auto run = [&]<class T>() {
       return launch(backward_input_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
     };
-    return fills_gpu<Wide<S>>(p) ? run.template operator()<Wide<S>>() : run.template operator()<Small<S>>();
+    return fills_gpu<Wide<F>>(p) ? run.template operator()<Wide<F>>() : run.template operator()<Small<F>>();
   });
 }
 

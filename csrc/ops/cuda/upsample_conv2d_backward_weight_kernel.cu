@@ -15,9 +15,10 @@ namespace {
 
 // Predicted for (1, 512, 128, 128) in bf16: tensor cores 163 us on H200, shared memory 160 (a warp reads 68 times 128
 // bytes for 36 products), partial sums 18.
-template <class S_>
+template <class Factor_>
 struct Traits {
-  using S = S_;
+  using Factor = Factor_;
+  using S = Element<Factor>;
   static constexpr int kFragments = sizeof(S) == 2 ? 2 : 1;  // of 16 output channels, to a warp
   static constexpr int kWarpsOfOut = 2, kWarpsOfIn = 4, kThreads = 32 * kWarpsOfOut * kWarpsOfIn;
   static constexpr int kOut = 16 * kFragments * kWarpsOfOut, kIn = 16 * kWarpsOfIn;
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(T::kThreads)
                       load_transposed<Patch::kRow, kLine>(at + kLine, S{})};
       };
       const auto product = [&](int number, const Fragment(&a)[kFragments], const Fragment& b) {
-        multiply(sum[number], a, uint4{b.r[0], b.r[2], b.r[1], b.r[3]}, S{});
+        multiply(sum[number], a, uint4{b.r[0], b.r[2], b.r[1], b.r[3]}, typename T::Factor{});
       };
       const auto products = [&](int column, const Fragment(&even)[kFragments], const Fragment(&odd)[kFragments],
                                 const Column& v) {
@@ -181,21 +182,21 @@ __global__ void __launch_bounds__(256) reduce_kernel(const __grid_constant__ Ups
 
 // Enough that some 256 blocks, two for each SM of the largest GPUs, share the tiles, eight or more to each.
 int upsample_conv2d_weight_splits(const UpsampleConv2dWeightParams& p) {
-  return dispatch_element(p.dtype, [&]<class S>() {
-    const dim3 blocks = blocks_of<Traits<S>>(p);
-    const int64_t wanted = 256 / (int64_t{blocks.x} * blocks.y), most = tiles_of<Traits<S>>(p) / 8;
+  return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
+    const dim3 blocks = blocks_of<Traits<F>>(p);
+    const int64_t wanted = 256 / (int64_t{blocks.x} * blocks.y), most = tiles_of<Traits<F>>(p) / 8;
     return static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
   });
 }
 
 cudaError_t upsample_conv2d_backward_weight_kernel(const UpsampleConv2dWeightParams& p, cudaStream_t stream) {
-  return dispatch_element(p.dtype, [&]<class S>() {
-    using T = Traits<S>;
+  return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
+    using T = Traits<F>;
     const cudaError_t error =
         launch(backward_weight_kernel<T>, blocks_of<T>(p), T::kThreads, T::kSharedBytes, stream, p, tiles_of<T>(p));
     if (error != cudaSuccess) return error;
     const dim3 blocks(static_cast<unsigned>((p.cout * p.cin + 255) / 256));
-    return launch(reduce_kernel<S>, blocks, 256, 0, stream, p);
+    return launch(reduce_kernel<typename T::S>, blocks, 256, 0, stream, p);
   });
 }
 

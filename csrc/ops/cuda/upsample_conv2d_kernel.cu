@@ -16,9 +16,10 @@ namespace {
 // Predicted for (1, 512, 128, 128) in bf16 with Wide, as the largest of its times at the tensor cores (163 us), shared
 // memory (197) and L2 (151): 197 us on H200; on A100 300, of shared memory. Nine accumulators of 128 pixels x 32
 // channels fill the registers, so no tile moves less.
-template <class S_, int kWarpsOfPixels, int kFragments_, int kStages_>
+template <class Factor_, int kWarpsOfPixels, int kFragments_, int kStages_>
 struct Traits {
-  using S = S_;
+  using Factor = Factor_;
+  using S = Element<Factor>;
   static constexpr int kFragments = kFragments_, kStages = kStages_, kWarpsOfChannels = 2;
   static constexpr int kWarpHeight = 2 * kFragments, kHeight = kWarpHeight * kWarpsOfPixels, kWidth = 8;
   static constexpr int kChannels = 16 * kWarpsOfChannels, kThreads = 32 * kWarpsOfPixels * kWarpsOfChannels;
@@ -35,11 +36,11 @@ struct Traits {
 };
 // Eight warps on 16 x 8 pixels, one block on an SM. Three times the products of float fill the tensor cores with half
 // the accumulators, whose operands, in two parts each, take the registers.
-template <class S>
-using Wide = std::conditional_t<sizeof(S) == 2, Traits<S, 4, 2, 3>, Traits<S, 4, 1, 3>>;
+template <class F>
+using Wide = std::conditional_t<std::is_same_v<F, float>, Traits<F, 4, 1, 3>, Traits<F, 4, 2, 3>>;
 // 8 x 8 pixels, two blocks on an SM.
-template <class S>
-using Small = std::conditional_t<sizeof(S) == 2, Traits<S, 2, 2, 2>, Wide<S>>;
+template <class F>
+using Small = std::conditional_t<std::is_same_v<F, float>, Wide<F>, Traits<F, 2, 2, 2>>;
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_constant__ UpsampleConv2dParams p) {
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
       const auto products = [&](int column, const typename Operands::Column& v) {
         Operands::by_rows(v, [&](int row, const Fragment(&a)[T::kFragments]) {
           const int number = 3 * column + row;
-          multiply(sum[number], a, weights[(step * 9 + number) * T::kWarpsOfChannels * 32], S{});
+          multiply(sum[number], a, weights[(step * 9 + number) * T::kWarpsOfChannels * 32], typename T::Factor{});
         });
       };
       const auto centre = operands.column(1, step);
@@ -105,11 +106,11 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
 }  // namespace
 
 cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams& p, cudaStream_t stream) {
-  return dispatch_element(p.dtype, [&]<class S>() {
+  return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
     const auto run = [&]<class T>() {
       return launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
     };
-    return fills_gpu<Wide<S>>(p) ? run.template operator()<Wide<S>>() : run.template operator()<Small<S>>();
+    return fills_gpu<Wide<F>>(p) ? run.template operator()<Wide<F>>() : run.template operator()<Small<F>>();
   });
 }
 

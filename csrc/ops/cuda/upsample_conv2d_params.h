@@ -52,6 +52,7 @@ struct UpsampleConv2dParams {
   void* y;             // (B, cout, H', W'), contiguous or channels_last
   bool y_channels_last;
   Dtype dtype;
+  bool allow_tf32;  // of float: one product of tf32 in place of three
   Activation activation;
   int64_t batch, height, width;  // at low resolution
   int64_t cout;                  // channels of y
@@ -70,6 +71,7 @@ struct UpsampleConv2dWeightParams {
   float* partial;    // [splits][9][cout][cin]: workspace
   void* y;           // [cout][cin][3][3]
   Dtype dtype;
+  bool allow_tf32;
   int64_t batch, height, width, cout, cin;
   int splits;
 };

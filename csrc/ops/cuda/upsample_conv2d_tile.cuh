@@ -64,6 +64,19 @@ __device__ __forceinline__ Split split(uint32_t word) {
   const uint32_t high = to_tf32(x);
   return {high, to_tf32(x - __uint_as_float(high))};
 }
+__device__ __forceinline__ uint32_t rounded(uint32_t word) {
+  return to_tf32(__uint_as_float(word));
+}
+template <int kFragments>
+__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments], const uint4& w,
+                                         Tf32) {
+#pragma unroll
+  for (int m = 0; m < kFragments; ++m) {
+    const uint32_t r[4] = {rounded(a[m].r[0]), rounded(a[m].r[1]), rounded(a[m].r[2]), rounded(a[m].r[3])};
+    mma(c[m][0], r, rounded(w.x), rounded(w.y), float{});
+    mma(c[m][1], r, rounded(w.z), rounded(w.w), float{});
+  }
+}
 template <int kFragments>
 __device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments], const uint4& w,
                                          float) {

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .._activation import LRELU_SLOPE
 from .._layout import memory_format
+from .._precision import allow_tf32
 from ..eager.conv_transpose2d import output_shape
 from .activation import activate
 
@@ -119,7 +120,7 @@ def _precision(x):
     """float32 in one product of tf32 where torch's convolutions may, else in three, which carry 22 of its 24 bits."""
     if x.dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+    return "tf32" if allow_tf32() else "tf32x3"
 
 
 def _far(pixels, *tensors):
