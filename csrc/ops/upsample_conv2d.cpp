@@ -2,6 +2,10 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(imagegen, m) {
   m.def("upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  // And mean and variance of y in each image's groups of channels, (B, groups, 2).
+  m.def(
+      "upsample_conv2d_moments(Tensor x, Tensor weight, Tensor? bias, str activation, int groups) -> (Tensor y, Tensor "
+      "moments)");
   // The gradients of x and weight for activation "linear".
   m.def("upsample_conv2d_backward_input(Tensor grad, Tensor weight) -> Tensor");
   m.def("upsample_conv2d_backward_weight(Tensor grad, Tensor x) -> Tensor");

@@ -19,6 +19,12 @@ inline UpsampleConv2dShape check_upsample_conv2d(const Tensor& x, const Tensor& 
   return {x.size(0), x.size(1), x.size(2), x.size(3), cout};
 }
 
+inline void check_upsample_conv2d_groups(int64_t groups, int64_t cout) {
+  IMAGEGEN_CHECK(groups >= 1 && cout % groups == 0,
+                 "upsample_conv2d: moments must be a number of groups that divides weight's ", cout,
+                 " output channels, got ", groups);
+}
+
 // grad of shape (B, Cout, 2H, 2W) against weight, for the gradient of x.
 inline UpsampleConv2dShape check_upsample_conv2d_backward_input(const Tensor& grad, const Tensor& weight) {
   constexpr const char* op = "upsample_conv2d_backward_input";

@@ -4,10 +4,14 @@ import torch
 
 from .. import _library
 from . import _backend, eager
+from ._check import check_same_device, check_shape
+from .eager.group_norm_factors import factors
 from .group_norm import _check
 
 
-def group_norm_factors(x, num_groups, weight=None, bias=None, *, eps=1e-5, scale=None, shift=None, backend=None):
+def group_norm_factors(
+    x, num_groups, weight=None, bias=None, *, eps=1e-5, scale=None, shift=None, moments=None, backend=None
+):
     """The gain and offset of every image and channel by which group_norm, but for its activation, maps x.
 
         group_norm(x, num_groups, weight, bias, ...) = act(x * gain + offset)
@@ -17,14 +21,28 @@ def group_norm_factors(x, num_groups, weight=None, bias=None, *, eps=1e-5, scale
     deviation of a group x * gain + offset cancels, and errs by their quotient times the rounding of float32;
     group_norm itself does not.
 
-    Args: as ops.group_norm.
+    Args: as ops.group_norm; moments: mean and variance of x's groups, (B, num_groups, 2), where they are known, as
+        ops.upsample_conv2d returns them: x is then not read, unless a gradient is asked for.
     Returns: two tensors (B, C) in float32, or float64 if x is.
-    Gradients: of any order, in plain PyTorch.
+    Gradients: of any order, in plain PyTorch; moments are x's, so theirs is a part of x's.
     Raises: ValueError or TypeError that names the argument.
     """
     _check(x, num_groups, weight, bias, eps, scale, shift, "linear")
+    if moments is not None:
+        _check_moments(moments, x, num_groups)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            mean, var = moments.detach().unbind(-1)
+            return factors(mean, var, x.size(1) // num_groups, weight, bias, eps, scale, shift)
     run = _backend.choose("group_norm_factors", _IMPLEMENTATIONS, backend, x, flop=3 * x.numel())
     return run(x, num_groups, weight, bias, float(eps), scale, shift)
+
+
+def _check_moments(moments, x, num_groups):
+    op, shape, dtype = "group_norm", (x.size(0), num_groups, 2), torch.promote_types(x.dtype, torch.float32)
+    check_same_device(op, "moments", moments, x)
+    check_shape(op, "moments", moments, shape, x)
+    if moments.dtype != dtype:
+        raise TypeError(f"{op}: moments must be {dtype}, got {moments.dtype}")
 
 
 def _native(*args):

@@ -7,9 +7,10 @@ from . import _backend, _bilinear, eager
 from ._activation import ACTIVATIONS, check_activation
 from ._check import check_conv3x3, check_dtype, check_same_device, check_same_dtype
 from ._layout import memory_format
+from .eager.upsample_conv2d import moments as moments_of
 
 
-def upsample_conv2d(x, weight, bias=None, *, activation="linear", backend=None):
+def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, backend=None):
     """Upsample x twofold by nearest neighbour, convolve it 3x3 with padding 1, add a bias and activate.
 
         y = act(conv2d(nearest2x(x), weight, padding=1) + bias)
@@ -25,19 +26,23 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", backend=None):
         weight: (Cout, C, 3, 3) in x's dtype. On CPU its transform is cached until its content changes.
         bias: (Cout,) in x's dtype, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
+        moments: the num_groups of the normalisation that follows, to have what it asks of y while y is made: on CUDA
+            and Triton by the same kernel, elsewhere by a pass over y. None: not asked for.
         backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
 
-    Returns: (B, Cout, 2H, 2W) in x's dtype and memory format.
-    Gradients: of any order, in x, weight and bias.
+    Returns: (B, Cout, 2H, 2W) in x's dtype and memory format; with moments also mean and biased variance of each
+        image's groups of channels of it, (B, moments, 2) in float32, or float64 if x is: ops.group_norm_factors takes
+        them.
+    Gradients: of any order, in x, weight and bias, through both results.
     Autocast: runs in autocast's dtype.
     Raises: ValueError or TypeError that names the argument.
     Equivalent to: act(F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1))
     Source: Winograd, "Arithmetic Complexity of Computations", 1980, on data where every pixel appears twice.
     """
-    _check(x, weight, bias, activation)
+    _check(x, weight, bias, activation, moments)
     flop = 72 * x.numel() * weight.size(0)
     run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
-    return run(x, weight, bias, activation)
+    return run(x, weight, bias, activation, moments)
 
 
 def _declines(backend, x):
@@ -47,22 +52,42 @@ def _declines(backend, x):
     return None
 
 
-def _check(x, weight, bias, activation):
+def _check(x, weight, bias, activation, moments=None):
     op = "upsample_conv2d"
     check_conv3x3(op, x, weight, bias)
     check_activation(op, "activation", activation)
+    if moments is not None and (moments < 1 or weight.size(0) % moments):
+        raise ValueError(
+            f"{op}: moments must be a number of groups that divides weight's {weight.size(0)} output channels, "
+            f"got {moments}"
+        )
 
 
-def _kernel(operator):
-    def run(x, weight, bias, activation):
+def _eager(x, weight, bias, activation, moments):
+    y = eager.upsample_conv2d(x, weight, bias, activation)
+    return y if moments is None else (y, moments_of(y, moments))
+
+
+def _kernel(operator, with_moments):
+    def run(x, weight, bias, activation, moments):
         needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
         if needs_grad and activation != "linear":
             # The fused activation leaves nothing to differentiate it by: apart, it costs a pass over y in training, and
             # saves the whole convolution that its gradient would otherwise have to repeat.
-            return ACTIVATIONS[activation](operator(x, weight, bias, "linear"))
+            y = ACTIVATIONS[activation](operator(x, weight, bias, "linear"))
+            return y if moments is None else (y, moments_of(y, moments))
+        if moments is not None:
+            return with_moments(x, weight, bias, activation, moments)
         return operator(x, weight, bias, activation)
 
     return run
+
+
+def _moments_cpu(x, weight, bias, activation, groups):
+    """By a pass over y: the CPU kernel's tiles are cut so that sums over them would differ with the threads."""
+    _check(x, weight, bias, activation, groups)
+    y = _library.op("upsample_conv2d")(x, weight, bias, activation)
+    return y, moments_of(y, groups)
 
 
 def _upsample_conv2d_triton(x, weight, bias, activation):
@@ -70,6 +95,13 @@ def _upsample_conv2d_triton(x, weight, bias, activation):
     from .triton.upsample_conv2d_kernel import upsample_conv2d  # here, not above: importing Triton takes a second
 
     return upsample_conv2d(x, weight, bias, activation)
+
+
+def _moments_triton(x, weight, bias, activation, groups):
+    _check(x, weight, bias, activation, groups)
+    from .triton.upsample_conv2d_kernel import upsample_conv2d_moments
+
+    return upsample_conv2d_moments(x, weight, bias, activation, groups)
 
 
 def _backward_input_triton(grad, weight):
@@ -117,15 +149,15 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(C, X, W):
     def backward(ctx, grad):
-        x, weight, bias = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors[:3]
         if ctx.activation != "linear":
             grad = _activation_grad(grad, C(x, weight, bias, "linear"), ctx.activation)
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_x, need_weight, need_bias, *options = ctx.needs_input_grad
         return (
             X(grad, weight) if need_x else None,
             W(grad, x) if need_weight else None,
             grad.sum((0, 2, 3)) if need_bias else None,
-            None,
+            *(None for _ in options),
         )
 
     return backward
@@ -136,6 +168,35 @@ def _activation_grad(grad, y, activation):
         y = y if y.requires_grad else y.detach().requires_grad_()
         create_graph = grad.requires_grad or y.grad_fn is not None
         return torch.autograd.grad(ACTIVATIONS[activation](y), y, grad, create_graph=create_graph)[0]
+
+
+def _fake_moments(x, weight, bias, activation, groups):
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return _fake(x, weight, bias, activation), x.new_empty(x.size(0), groups, 2, dtype=dtype)
+
+
+def _setup_context_moments(ctx, inputs, output):
+    x, weight, bias, ctx.activation, ctx.groups = inputs
+    ctx.save_for_backward(x, weight, bias, output[0])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_moments(C, X, W):
+    """As that of y alone, once the gradient of its moments is a part of the gradient of y."""
+    backward_of_y = _backward(C, X, W)
+
+    def backward(ctx, grad, grad_moments):
+        if grad_moments is not None:
+            create_graph, y = torch.is_grad_enabled(), ctx.saved_tensors[3]
+            with torch.enable_grad():
+                y = y if create_graph and y.requires_grad else y.detach().requires_grad_()
+                through_moments = torch.autograd.grad(
+                    moments_of(y, ctx.groups), y, grad_moments, create_graph=create_graph
+                )[0]
+            grad = through_moments if grad is None else grad + through_moments
+        return backward_of_y(ctx, grad)
+
+    return backward
 
 
 def _fake_backward_input(grad, weight):
@@ -178,6 +239,12 @@ def _backward_of_backward_weight(C, X, W):
 _library.define(
     "upsample_conv2d_triton(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor", _upsample_conv2d_triton
 )
+_library.define(
+    "upsample_conv2d_moments_triton(Tensor x, Tensor weight, Tensor? bias, str activation, int groups) "
+    "-> (Tensor y, Tensor moments)",
+    _moments_triton,
+)
+_library.implement("upsample_conv2d_moments", "cpu", _moments_cpu)
 _library.define("upsample_conv2d_backward_input_triton(Tensor grad, Tensor weight) -> Tensor", _backward_input_triton)
 _library.define("upsample_conv2d_backward_weight_triton(Tensor grad, Tensor x) -> Tensor", _backward_weight_triton)
 
@@ -188,9 +255,21 @@ _bilinear.register(
     backwards=(_backward, _backward_of_backward_input, _backward_of_backward_weight),
 )
 
+for twin in ("", "_triton"):
+    parts = ("", "_backward_input", "_backward_weight")
+    _library.register(
+        f"upsample_conv2d_moments{twin}",
+        fake=_fake_moments,
+        setup_context=_setup_context_moments,
+        backward=_backward_moments(*(_library.op(f"upsample_conv2d{part}{twin}") for part in parts)),
+        autocast=(0, 1, 2),
+    )
+
+_native = _kernel(_library.op("upsample_conv2d"), _library.op("upsample_conv2d_moments"))
+
 _IMPLEMENTATIONS = {
-    "eager": eager.upsample_conv2d,
-    "cpu": _kernel(_library.op("upsample_conv2d")),
-    "cuda": _kernel(_library.op("upsample_conv2d")),
-    "triton": _kernel(_library.op("upsample_conv2d_triton")),
+    "eager": _eager,
+    "cpu": _native,
+    "cuda": _native,
+    "triton": _kernel(_library.op("upsample_conv2d_triton"), _library.op("upsample_conv2d_moments_triton")),
 }

@@ -57,6 +57,9 @@ int main(int, char** arguments) {
     p.weight = forward_weight.data(), p.bias = bias.data(), p.y = y.data();
     p.y_channels_last = multiprocessors == 1, p.dtype = dtype, p.activation = Activation::silu;
     p.batch = B, p.height = H, p.width = W, p.cout = O, p.multiprocessors = multiprocessors;
+    float moments[2 * 3];
+    std::vector<char> lots(upsample_conv2d_lots_bytes(p));
+    p.moments = moments, p.groups = 3, p.lots = lots.data();
     ran &= upsample_conv2d_kernel(p, nullptr) == cudaSuccess;
 
     if (dtype == Dtype::bf16) {
@@ -70,7 +73,8 @@ int main(int, char** arguments) {
 
     const auto backward_weight = packed(true, WeightOrder::mma, 64, 32);
     p.x = {grad.data(), 4 * H * W * O, 2 * W * O, O, static_cast<int>(O)};
-    p.weight = backward_weight.data(), p.bias = nullptr, p.y = dx.data(), p.activation = Activation::linear;
+    p.weight = backward_weight.data(), p.bias = nullptr, p.moments = nullptr, p.y = dx.data(),
+    p.activation = Activation::linear;
     p.cout = C;
     ran &= upsample_conv2d_backward_input_kernel(p, nullptr) == cudaSuccess;
   }
@@ -78,7 +82,8 @@ int main(int, char** arguments) {
   UpsampleConv2dWeightParams p{};
   p.x = {gathered.data(), H * W * C, W * C, C, static_cast<int>(C)};
   p.grad = {grad.data(), 4 * H * W * O, 2 * W * O, O, static_cast<int>(O)};
-  p.y = dw.data(), p.dtype = dtype, p.allow_tf32 = true, p.batch = B, p.height = H, p.width = W, p.cout = O, p.cin = C, p.splits = 2;
+  p.y = dw.data(), p.dtype = dtype, p.allow_tf32 = true, p.batch = B, p.height = H, p.width = W, p.cout = O, p.cin = C,
+  p.splits = 2;
   std::vector<float> partial(p.splits * 9 * O * C);
   p.partial = partial.data();
   ran &= upsample_conv2d_backward_weight_kernel(p, nullptr) == cudaSuccess;

@@ -20,11 +20,6 @@ on_triton = pytest.mark.parametrize("backend, device", TRITON)
 SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 40, 3, 3, 2), (3, 8, 65, 1, 9)]
 
 
-@pytest.fixture(autouse=True)
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 class Transposed:
     """conv_transpose2d of one kernel size and output padding: its tensors are x, weight, bias, scale and shift."""
 
@@ -199,14 +194,19 @@ def test_operator_errors(name, arguments, message):
         check_error(RuntimeError, f"{name}: {message}", lambda: _library.op(name)(*arguments))
 
 
-def triton_variant(tile, dtype="bf16", *, channels_innermost=True, gradient=False, kernel=4, activation="silu"):
+def triton_variant(
+    tile, dtype="bf16", *, channels_innermost=True, gradient=False, kernel=4, activation="silu", lots=False
+):
     """How the host side launches the kernel."""
     element, strides = f"*{dtype}", ["i32"] * 4
     tensors = ("x", "weight", "y", "bias", "scale", "shift")
     signature = dict.fromkeys(tensors, element) | dict.fromkeys(("B", "C", "N", "H", "W", "out_h", "out_w"), "i32")
     signature["alpha"] = "fp32"
+    if lots:
+        signature["lots"] = "*fp64" if dtype == "fp64" else "*fp32"
     constants = {"GRADIENT": gradient, "KERNEL": kernel, "ACT": activation, "FAR": False}
     constants |= {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
+    constants |= {} if lots else {"lots": None}
     constants |= {"BM": tile.pixels, "BN": tile.channels, "BK": tile.depth}
     divisible = [*tensors, "C", "N"]
     innermost = 1 if channels_innermost else 3
@@ -236,7 +236,7 @@ def test_triton_kernel_compiles_ahead_of_time():
     pytest.importorskip("triton", reason="triton is not installed")
     from imagegen.ops.triton.conv_transpose2d_kernel import tiles
 
-    check_ahead_of_time([triton_variant(tiles(2, True)[0])])
+    check_ahead_of_time([triton_variant(tiles(2, True)[0]), triton_variant(tiles(2, True)[0], lots=True)])
 
 
 @pytest.mark.slow
@@ -253,6 +253,7 @@ def test_every_triton_tile(channels_innermost, dtype):
             [
                 triton_variant(tile, dtype, **layout),
                 triton_variant(tile, dtype, **layout, kernel=3, activation="gelu"),
+                triton_variant(tile, dtype, **layout, lots=True),
                 triton_variant(tile, dtype, **layout, gradient=True, activation="linear"),
             ]
         )
@@ -291,24 +292,22 @@ def test_cuda_epilogue_in_the_simulator(activation):
         assert relative_error(simulated(op, x, w, *chosen, activation), exact) <= 4e-3
 
 
-def test_float32_is_rounded_to_tf32_where_torch_allows_it(monkeypatch):
+def test_float32_is_rounded_to_tf32_where_torch_allows_it(tf32):
     op = OPS["k3"]
     x, w = make(op, (2, 24, 40, 5, 6), "cpu")[:2]
-    exact = op.plain()(x.double(), w.double())
-    for allowed, least, most in ((False, 0, 1e-5), (True, 1e-4, 1e-3)):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        assert least <= relative_error(simulated(op, x, w), exact) <= most, allowed
+    assert 1e-4 < relative_error(simulated(op, x, w), op.plain()(x.double(), w.double())) < 1e-3
 
 
-def test_triton_asks_the_same_switch(monkeypatch):
-    """Triton's interpreter multiplies in full either way; what the compiler makes of it, ahead of time says."""
+@pytest.mark.parametrize("allowed", [False, True])
+def test_triton_asks_the_same_switch(allowed, request):
+    """Triton's interpreter multiplies in full either way."""
     pytest.importorskip("triton", reason="triton is not installed")
     from imagegen.ops.triton.conv_transpose2d_kernel import _precision
 
-    assert _precision(torch.ones(1)) == "tf32x3"
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert _precision(torch.ones(1)) == "tf32"
-    assert _precision(torch.ones(1, dtype=torch.float64)) == _precision(torch.ones(1).half()) == "ieee"
+    if allowed:
+        request.getfixturevalue("tf32")
+    x = torch.ones(1)
+    assert [_precision(t) for t in (x, x.double(), x.half())] == ["tf32" if allowed else "tf32x3", "ieee", "ieee"]
 
 
 def test_cuda_schedules_agree_to_the_bit(monkeypatch):

@@ -6,6 +6,7 @@ from helpers import DTYPES, LAYOUTS, backends, check, relative_error
 
 from imagegen import _library, ops
 from imagegen.ops import eager
+from imagegen.ops.eager.upsample_conv2d import moments as upsample_moments
 
 BACKENDS = backends("group_norm_factors")
 needs_library = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
@@ -75,6 +76,24 @@ def test_they_are_the_factors_of_group_norm(backend):
     torch.testing.assert_close(x * gain[..., None, None] + offset[..., None, None], y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["eager", *(p.values[0] for p in BACKENDS if not p.marks)])
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_known_moments_give_the_same(needs_grad, backend):
+    """Where no gradient is asked for x is not read."""
+    x = torch.randn(2, 12, 7, 9, requires_grad=needs_grad)
+    given, m = parameters(x), upsample_moments(x, 3)
+
+    def found(x):
+        weight, bias, scale, shift = given
+        return ops.group_norm_factors(x, 3, weight, bias, scale=scale, shift=shift, moments=m.detach(), backend=backend)
+
+    for known, exact in zip(found(x if needs_grad else x * 0), reference(x, 3, *given), strict=True):
+        assert relative_error(known, exact) < 1e-5
+    if needs_grad:
+        wanted = torch.autograd.grad(sum(f.sum() for f in reference(x, 3, *given)), x)[0]
+        assert relative_error(torch.autograd.grad(sum(f.sum() for f in found(x)), x)[0], wanted) < 1e-5
+
+
 @needs_library
 def test_operator():
     x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -92,3 +111,7 @@ def test_operator():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="num_groups must divide x's 6 channels, got 4"):
         ops.group_norm_factors(torch.randn(1, 6, 2, 2), 4)
+    with pytest.raises(ValueError, match=r"moments must have shape \(1, 3, 2\) to match x"):
+        ops.group_norm_factors(torch.randn(1, 6, 2, 2), 3, moments=torch.zeros(1, 6, 2))
+    with pytest.raises(TypeError, match=r"moments must be torch\.float32, got torch.float64"):
+        ops.group_norm_factors(torch.randn(1, 6, 2, 2), 3, moments=torch.zeros(1, 3, 2).double())

@@ -12,6 +12,7 @@ from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_erro
 from imagegen import _library, ops
 from imagegen.ops import eager
 from imagegen.ops._activation import ACTIVATIONS
+from imagegen.ops.eager.upsample_conv2d import moments as moments_of
 
 pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 native = torch.ops.imagegen
@@ -193,6 +194,83 @@ def test_gradcheck_and_gradgradcheck(activation, shape):
     tensors = [t.requires_grad_() for t in make(shape, torch.float64)]
     assert torch.autograd.gradcheck(ours(activation), tensors)
     assert torch.autograd.gradgradcheck(ours(activation), tensors)
+
+
+# ---- moments of y, for the normalisation that follows
+
+
+def with_moments(activation="linear", backend="cpu", groups=3):
+    return lambda x, w, b: ops.upsample_conv2d(x, w, b, activation=activation, moments=groups, backend=backend)
+
+
+def plain_with_moments(activation="linear", groups=3):
+    def run(x, w, b):
+        y = eager.upsample_conv2d(x, w, b, activation)
+        of_groups = y.unflatten(1, (groups, -1))
+        mean, square = of_groups.mean((2, 3, 4)), of_groups.square().mean((2, 3, 4))
+        return y, torch.stack((mean, square - mean.square()), -1)
+
+    return run
+
+
+MOMENTS = [pytest.param("eager", "cpu", id="eager"), *backends("upsample_conv2d")]
+
+
+@pytest.mark.parametrize(("backend", "device"), MOMENTS)
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 5, 12, 5, 7), (1, 8, 36, 17, 9), (3, 2, 3, 1, 1)], ids=str)
+def test_moments(shape, layout, activation, backend, device):
+    tensors = [t.to(device) for t in make(shape, layout=layout)]
+    check(with_moments(activation, backend), plain_with_moments(activation), *tensors)
+    with torch.no_grad():  # where the activation is fused
+        y, moments = with_moments(activation, backend)(*tensors)
+        assert relative_error(y, ours(activation, backend)(*tensors)) <= 1e-6
+    assert relative_error(moments, moments_of(y.double(), 3)) <= 1e-5
+
+
+@pytest.mark.parametrize(("backend", "device"), MOMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_moments_of_values_far_from_zero(dtype, backend, device):
+    """Where the mean is a thousand deviations away they lose three digits of seven, the difference of squares all."""
+    x, w, b = (t.to(device) for t in make((1, 6, 12, 9, 10), dtype))
+    y, moments = with_moments(backend=backend)(x, w / 8, b + 1000)
+    for found, exact in zip(moments.unbind(-1), moments_of(y.double(), 3).unbind(-1), strict=True):
+        assert relative_error(found, exact) <= 1e-4
+
+
+@pytest.mark.parametrize(("backend", "device"), MOMENTS)
+def test_moments_of_nothing(backend, device):
+    x, w, b = (t.to(device) for t in make((0, 3, 6, 4, 4)))
+    assert with_moments(backend=backend)(x, w, b)[1].shape == (0, 3, 2)
+    x, w, b = (t.to(device) for t in make((2, 3, 6, 0, 4)))
+    assert torch.equal(with_moments(backend=backend)(x, w, b)[1], x.new_zeros(2, 3, 2))
+
+
+@pytest.mark.parametrize("activation", ["linear", "silu"])
+def test_gradients_through_moments(activation):
+    tensors = [t.requires_grad_() for t in make((1, 2, 3, 2, 1), torch.float64)]
+    torch.library.opcheck(operator := native.upsample_conv2d_moments, (*make((2, 3, 6, 4, 5)), activation, 3))
+    torch.library.opcheck(operator, (*tensors, activation, 3))
+    run = lambda *t: operator(*t, activation, 3)  # noqa: E731
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: run(*t)[1], tensors)
+
+
+def test_moments_compile():
+    torch._dynamo.reset()
+    compiled = torch.compile(with_moments("silu", None), fullgraph=True, dynamic=True)
+    for shape in ((2, 6, 9, 4, 5), (3, 6, 9, 6, 9)):
+        check(compiled, plain_with_moments("silu"), *make(shape))
+
+
+@pytest.mark.parametrize("groups", [0, 4])
+def test_moments_error(groups):
+    message = f"moments must be a number of groups that divides weight's 6 output channels, got {groups}"
+    check_error(
+        ValueError, f"upsample_conv2d: {message}", lambda: ops.upsample_conv2d(*make((1, 2, 6, 2, 2)), moments=groups)
+    )
 
 
 @pytest.mark.parametrize("activation", ["linear", "silu"])

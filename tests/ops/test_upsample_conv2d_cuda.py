@@ -14,14 +14,10 @@ from test_cuda_build import needs_nvcc
 
 from imagegen.ops import eager
 from imagegen.ops._activation import ACTIVATIONS
+from imagegen.ops.eager.upsample_conv2d import moments as moments_of
 
 # (B, C, Cout, H, W): one pixel, channels and pixels that fill no tile, several tiles and chunks in each direction.
 SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 72, 40, 17, 9)]
-
-
-@pytest.fixture(autouse=True)
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def operators():
@@ -103,7 +99,7 @@ def test_empty_in_the_simulator(shape):
     assert torch.equal(w.grad, torch.zeros_like(w))
 
 
-def test_float32_is_rounded_to_tf32_where_torch_allows_it(monkeypatch):
+def test_float32_is_rounded_to_tf32_where_torch_allows_it(tf32):
     """Ten bits behind the point: errors a thousand times larger, in the output and in both gradients."""
     tensors = make((2, 19, 35, 9, 7))
     grad = torch.rand(2, 35, 18, 14) + 0.5
@@ -114,10 +110,8 @@ def test_float32_is_rounded_to_tf32_where_torch_allows_it(monkeypatch):
         return y, *torch.autograd.grad(y, leaves[:2], grad)
 
     exact = results(plain(), [t.double() for t in tensors], grad.double())
-    for allowed, least, most in ((False, 0, 1e-5), (True, 1e-4, 1e-3)):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        errors = map(relative_error, results(Simulated.apply, tensors, grad), exact)
-        assert all(least <= error <= most for error in errors), allowed
+    errors = map(relative_error, results(Simulated.apply, tensors, grad), exact)
+    assert all(1e-4 < error < 1e-3 for error in errors)
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -207,6 +201,44 @@ def test_passes_over_no_channels(monkeypatch):
     x, w, b = make((1, 0, 128, 17, 9), torch.bfloat16, "channels_last")
     y = operators().upsample_conv2d(x, w, b, "linear")
     assert torch.equal(y, b.reshape(-1, 1, 1).expand_as(y))
+
+
+@pytest.mark.parametrize(
+    "architecture, shape, layout, dtype",
+    [
+        ("80", (2, 19, 36, 5, 7), "contiguous", torch.float32),
+        ("80", (3, 8, 12, 17, 9), "channels_last", torch.bfloat16),
+        ("90", (1, 24, 48, 17, 9), "contiguous", torch.float16),  # nine products at once
+        ("90", (2, 24, 252, 9, 11), "channels_last", torch.bfloat16),  # three passes
+        ("90", (1, 8, 128, 18, 8), "channels_last", torch.float16),
+    ],
+    ids=str,
+)
+def test_moments_in_the_simulator(architecture, shape, layout, dtype, monkeypatch):
+    """Of y as it is stored; far from zero too; y's bits are those without them."""
+    monkeypatch.setenv("SIM_ARCHITECTURE", architecture)
+    ops = operators()
+    x, w, b = make(shape, dtype, layout)
+    b[:9] += 100
+    for activation, groups in (("linear", 3 if shape[2] % 3 == 0 else 4), ("silu", shape[2])):
+        results = []
+        for order in ("forward", "random"):
+            monkeypatch.setenv("SIM_ORDER", order)
+            results.append(ops.upsample_conv2d_moments(x, w, b, activation, groups))
+        assert all(map(torch.equal, *results))
+        y, moments = results[0]
+        assert torch.equal(y, ops.upsample_conv2d(x, w, b, activation))
+        for found, exact in zip(moments.unbind(-1), moments_of(y.double(), groups).unbind(-1), strict=True):
+            assert relative_error(found, exact) <= 1e-5
+
+
+def test_moments_of_nothing_in_the_simulator():
+    x, w, b = make((2, 3, 6, 0, 4))
+    assert torch.equal(operators().upsample_conv2d_moments(x, w, b, "linear", 3)[1], torch.zeros(2, 3, 2))
+    with pytest.raises(
+        RuntimeError, match="moments must be a number of groups that divides weight's 6 output channels"
+    ):
+        operators().upsample_conv2d_moments(x, w, b, "linear", 4)
 
 
 def test_what_the_cuda_kernels_do_not_take():

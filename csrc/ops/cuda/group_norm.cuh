@@ -5,6 +5,7 @@
 // merges (Chan et al. 1979): nothing cancels. Everything is merged in an order that the shape alone decides.
 #pragma once
 #include "common/launch.cuh"
+#include "common/moments.cuh"
 #include "common/scalar.cuh"
 #include "ops/group_norm.h"
 
@@ -71,11 +72,6 @@ __device__ __forceinline__ void store_values(S* p, const Values<S, W>& v) {
   *reinterpret_cast<Values<S, W>*>(p) = v;
 }
 
-// Count, mean and centred sum of squares of x - pivot.
-template <class T>
-struct Moments {
-  T n, mean, m2;
-};
 // Sums of dz and of dz * (x - mean).
 template <class T>
 struct Sums {
@@ -83,21 +79,10 @@ struct Sums {
 };
 
 template <class T>
-__device__ __forceinline__ Moments<T> merge(const Moments<T>& a, const Moments<T>& b) {
-  const T n = a.n + b.n;
-  if (n == T(0)) return a;
-  const T share = b.n / n, d = b.mean - a.mean;
-  return {n, a.mean + d * share, a.m2 + b.m2 + d * d * a.n * share};
-}
-template <class T>
 __device__ __forceinline__ Sums<T> merge(const Sums<T>& a, const Sums<T>& b) {
   return {a.dz + b.dz, a.dz_d + b.dz_d};
 }
 
-template <class T>
-__device__ __forceinline__ Moments<T> exchange(const Moments<T>& m, int from) {
-  return {__shfl_sync(~0u, m.n, from), __shfl_sync(~0u, m.mean, from), __shfl_sync(~0u, m.m2, from)};
-}
 template <class T>
 __device__ __forceinline__ Sums<T> exchange(const Sums<T>& m, int from) {
   return {__shfl_sync(~0u, m.dz, from), __shfl_sync(~0u, m.dz_d, from)};

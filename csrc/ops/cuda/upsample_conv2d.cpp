@@ -60,7 +60,10 @@ Images as_pixels(const Tensor& x, Dtype dtype, cudaStream_t stream) {
 }
 
 // The nine products' weights. Made at every call: looking whether a weight has changed reads as much of it as packing
-// does and then has half of the writing to save, 2 us of 160 at 512 x 512 channels.
+// does and then has half of the writing to save, and version counters miss writes through .data. Predicted on H200, at
+// 4.3 TB/s and 2 us for the launch, as a share of the op:
+//   (1, 512, 128, 128)  4.2 of 136 us  3 %       (1, 256, 512, 512)  2.6 of 546 us  0.5 %
+//   (1, 512, 256, 256)  4.2 of 544 us  0.8 %     (8, 320, 32, 32)    2.9 of  25 us  11 %
 struct Blocking {
   WeightOrder order;
   int block, chunk_bytes;
@@ -99,10 +102,11 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, cons
   return p;
 }
 
-// The kernel of the least predicted time. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma 197 us,
-// wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in whole
-// blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the GPU:
-// below, mma has smaller ones.
+// The kernel of the least predicted time. On sm_100 it is mma, HMMA there, at a fraction of what tcgen05 multiplies,
+// which triton's products are. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma
+// 197 us, wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in
+// whole blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the
+// GPU: below, mma has smaller ones.
 struct Forward {
   cudaError_t (*kernel)(const cuda::UpsampleConv2dParams&, cudaStream_t);
   Blocking blocking;
@@ -124,8 +128,9 @@ Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act
   return {cuda::upsample_conv2d_kernel, {WeightOrder::mma, 32, 64}};
 }
 
-Tensor upsample_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
-                            const std::string& activation) {
+// y, and its moments in so many groups of channels where there are any.
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
+                                   const std::string& activation, int64_t groups) {
   constexpr const char* op = "upsample_conv2d";
   const UpsampleConv2dShape s = check_upsample_conv2d(x, weight, bias_in);
   const Activation act = check_activation(op, "activation", activation);
@@ -133,16 +138,34 @@ Tensor upsample_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::op
   check_kernel_takes(op, "x", x);
   const CudaScope scope(x);
   Tensor y = new_empty_4d(x, {s.batch, s.cout, 2 * s.height, 2 * s.width}, is_channels_last(x));
-  if (y.numel() == 0) return y;
+  Tensor moments = torch::stable::empty({s.batch, groups, 2}, ScalarType::Float, std::nullopt, x.device());
+  if (y.numel() == 0) return {y, torch::stable::zero_(moments)};
   const Images images = as_pixels(x, dtype, scope.stream);
   const std::optional<Tensor> bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
-  const Forward forward = choose_forward(s, dtype, act, is_channels_last(y), scope);
-  const Tensor packed = pack_weight(weight, false, dtype, forward.blocking, scope.stream);
+  const Forward chosen = choose_forward(s, dtype, act, is_channels_last(y), scope);
+  const Tensor packed = pack_weight(weight, false, dtype, chosen.blocking, scope.stream);
   cuda::UpsampleConv2dParams p = params_of(images, packed, y, dtype, s, scope);
   p.bias = bias ? bias->const_data_ptr() : nullptr;
   p.activation = act;
-  check_launch(op, forward.kernel(p, scope.stream));
-  return y;
+  std::optional<Tensor> lots;
+  if (groups > 0) {
+    lots = torch::stable::empty({cuda::upsample_conv2d_lots_bytes(p)}, ScalarType::Byte, std::nullopt, x.device());
+    p.moments = static_cast<float*>(moments.mutable_data_ptr()), p.groups = groups, p.lots = lots->mutable_data_ptr();
+  }
+  check_launch(op, chosen.kernel(p, scope.stream));
+  return {y, moments};
+}
+
+Tensor upsample_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const std::string& activation) {
+  return std::get<0>(forward(x, weight, bias, activation, 0));
+}
+
+std::tuple<Tensor, Tensor> upsample_conv2d_moments_cuda(const Tensor& x, const Tensor& weight,
+                                                        const std::optional<Tensor>& bias,
+                                                        const std::string& activation, int64_t groups) {
+  check_upsample_conv2d_groups(groups, check_upsample_conv2d(x, weight, bias).cout);
+  return forward(x, weight, bias, activation, groups);
 }
 
 Tensor upsample_conv2d_backward_input_cuda(const Tensor& grad, const Tensor& weight) {
@@ -184,6 +207,7 @@ Tensor upsample_conv2d_backward_weight_cuda(const Tensor& grad, const Tensor& x)
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CUDA, m) {
   m.impl("upsample_conv2d", TORCH_BOX(&upsample_conv2d_cuda));
+  m.impl("upsample_conv2d_moments", TORCH_BOX(&upsample_conv2d_moments_cuda));
   m.impl("upsample_conv2d_backward_input", TORCH_BOX(&upsample_conv2d_backward_input_cuda));
   m.impl("upsample_conv2d_backward_weight", TORCH_BOX(&upsample_conv2d_backward_weight_cuda));
 }

@@ -29,7 +29,7 @@ struct Traits {
   static constexpr int kWeights = 9 * kChunk * kChannels;
   static constexpr int kStage = Patch::kSize + kWeights;
   static constexpr int kLoadBytes = kStages * kStage * static_cast<int>(sizeof(S));
-  static constexpr int kTileBytes = 4 * kHeight * kWidth * (kChannels + 4) * static_cast<int>(sizeof(float));
+  static constexpr int kTileBytes = kTileBytesWithMoments<kThreads, 2 * kHeight, 2 * kWidth, kChannels>;
   static constexpr int kSharedBytes = kLoadBytes > kTileBytes ? kLoadBytes : kTileBytes;
   static_assert(kSharedBytes <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
   static_assert(Patch::kSize * sizeof(S) % 16 == 0, "weights begin where 16-byte copies may");
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   __syncthreads();
   const TileOfOutput at{tile.b, 2 * tile.i0, 2 * tile.j0, tile.n0, 2 * p.height, 2 * p.width};
   store_tile<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
+  if (p.moments) keep_moments<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
 }
 
 }  // namespace
@@ -108,7 +109,8 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
 cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams& p, cudaStream_t stream) {
   return dispatch_factor(p.dtype, p.allow_tf32, [&]<class F>() {
     const auto run = [&]<class T>() {
-      return launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+      const cudaError_t error = launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+      return then_moments<T>(error, p, stream);
     };
     return fills_gpu<Wide<F>>(p) ? run.template operator()<Wide<F>>() : run.template operator()<Small<F>>();
   });

@@ -57,7 +57,15 @@ struct UpsampleConv2dParams {
   int64_t batch, height, width;  // at low resolution
   int64_t cout;                  // channels of y
   int multiprocessors;           // of the GPU
+  // Mean and variance of y in each image's groups of channels, where wanted.
+  float* moments;  // [batch][groups][2] or null
+  int64_t groups;
+  void* lots;  // [tiles of y][cout] moments of one channel of one tile each: workspace
 };
+// Bytes of `lots` for the smallest tiles.
+int64_t upsample_conv2d_lots_bytes(const UpsampleConv2dParams&);
+// moments from the lots of so many tiles in an image; the kernels below launch it behind themselves.
+cudaError_t upsample_conv2d_moments_kernel(const UpsampleConv2dParams&, int64_t tiles, cudaStream_t);
 cudaError_t upsample_conv2d_kernel(const UpsampleConv2dParams&, cudaStream_t);
 // On sm_90a, in half precision; the second for y in channels_last of an even number of channels, linear or silu.
 cudaError_t upsample_conv2d_wgmma_kernel(const UpsampleConv2dParams&, cudaStream_t);

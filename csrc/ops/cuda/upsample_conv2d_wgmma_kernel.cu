@@ -21,7 +21,7 @@ struct Traits {
   static constexpr int kProduct = kChannels * kStep<S>, kWeights = 9 * kProduct * (kChunk / kStep<S>);
   static constexpr int kStage = Patch::kSize + kWeights;
   static constexpr int kSharedBytes = kStages * kStage * static_cast<int>(sizeof(S));
-  static constexpr int kTileBytes = 4 * kHeight * kWidth * (kChannels + 4) * static_cast<int>(sizeof(float));
+  static constexpr int kTileBytes = kTileBytesWithMoments<kThreads, 2 * kHeight, 2 * kWidth, kChannels>;
   static_assert(sizeof(S) == 2 && kTileBytes <= kSharedBytes && kSharedBytes <= 227 * 1024, "what sm_90 gives a block");
   static_assert(Patch::kSize * sizeof(S) % 16 == 0, "weights begin where operands may");
 };
@@ -89,13 +89,15 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   __syncthreads();
   const TileOfOutput at{tile.b, 2 * tile.i0, 2 * tile.j0, tile.n0, 2 * p.height, 2 * p.width};
   store_tile<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
+  if (p.moments) keep_moments<T::kThreads, 2 * T::kHeight, 2 * T::kWidth, T::kChannels>(results, p, at, S{});
 #endif
 }
 
 template <class S>
 cudaError_t run(const UpsampleConv2dParams& p, cudaStream_t stream) {
   using T = Traits<S>;
-  return launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+  const cudaError_t error = launch(forward_kernel<T>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+  return then_moments<T>(error, p, stream);
 }
 
 }  // namespace

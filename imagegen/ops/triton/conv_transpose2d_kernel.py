@@ -27,10 +27,10 @@ class Tile(NamedTuple):
     stages: int
 
 
-def conv_transpose2d(x, weight, bias, output_padding, scale, shift, activation):
+def conv_transpose2d(x, weight, bias, output_padding, scale, shift, activation, lots=None):
     """act((conv_transpose2d(x, weight) + bias) * scale + shift); weight (C, Cout, k, k), read in channels_last."""
     y = _empty(x, output_shape(x, weight, (2, 2), (1, 1), output_padding))
-    return _multiply(x, weight, y, (bias, scale, shift), activation, gradient=False)
+    return _multiply(x, weight, y, (bias, scale, shift), activation, gradient=False, lots=lots)
 
 
 def conv_transpose2d_backward_input(grad, weight, shape):
@@ -54,7 +54,7 @@ def _empty(x, shape):
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _multiply(x, weight, y, per_channel, activation, gradient):
+def _multiply(x, weight, y, per_channel, activation, gradient, lots=None):
     """weight: summed channels, channels of y, kernel."""
     if y.numel() == 0:
         return y
@@ -62,11 +62,12 @@ def _multiply(x, weight, y, per_channel, activation, gradient):
     phases = 1 if gradient else 4
     pixels = B * (H * W if gradient else triton.cdiv(H, 2) * triton.cdiv(W, 2))
     tile = _tile(x, pixels, N, phases)
+    tiles = triton.cdiv(pixels, tile.pixels) if lots is None else lots.size(0) * lots.size(1) // phases
     with torch.cuda.device_of(x):
-        conv_transpose2d_kernel[(triton.cdiv(pixels, tile.pixels) * phases * triton.cdiv(N, tile.channels),)](
+        conv_transpose2d_kernel[(tiles * phases * triton.cdiv(N, tile.channels),)](
             *(x, x.stride(), weight, weight.stride()),
             *(t if t is None else t.contiguous() for t in per_channel),
-            *(y, y.stride()),
+            *(y, y.stride(), lots),
             *(B, x.size(1), N, x.size(2), x.size(3), H, W),
             LRELU_SLOPE,
             GRADIENT=gradient,
@@ -81,6 +82,14 @@ def _multiply(x, weight, y, per_channel, activation, gradient):
             num_stages=tile.stages,
         )
     return y
+
+
+def new_lots(x, channels):
+    """Where conv_transpose2d leaves moments of y, of even size: (B, programs of an image, channels, 3), see _keep."""
+    B, _, H, W = x.shape
+    tile = _tile(x, B * H * W, channels, 4)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty(B, triton.cdiv(H * W, tile.pixels) * 4, channels, 3, dtype=dtype, device=x.device)
 
 
 # From the largest, which reads least, down: 2 taps C (pixels + channels) bytes a program through L2, for as many
@@ -140,6 +149,7 @@ def conv_transpose2d_kernel(
     shift,
     y,
     y_strides,  # b, n, h, w
+    lots,  # [B, programs of an image, N, 3] or None: moments of what each program makes of y
     B,
     C,
     N,
@@ -170,9 +180,16 @@ def conv_transpose2d_kernel(
     phase = tl.program_id(0) // n_tiles % (UP * UP)
     r, s = phase // UP, phase % UP
     rows, columns = tl.cdiv(out_h, UP), tl.cdiv(out_w, UP)
-    m = (tl.program_id(0) // n_tiles // (UP * UP)).to(n.dtype) * BM + _range(BM, FAR)
+    tile = (tl.program_id(0) // n_tiles // (UP * UP)).to(n.dtype)
+    if lots is None:
+        m = tile * BM + _range(BM, FAR)
+        inside = m < B * rows * columns
+    else:  # no tile has pixels of two images
+        tiles = tl.cdiv(rows * columns, BM)
+        of_image = tile % tiles * BM + _range(BM, FAR)
+        m = tile // tiles * rows * columns + of_image
+        inside = of_image < rows * columns
     b, i, j = m // columns // rows, m // columns % rows, m % columns
-    inside = b < B
     far_b = b.to(tl.int64)
 
     if GRADIENT:
@@ -211,20 +228,22 @@ def conv_transpose2d_kernel(
         total = tl.dot(a, w, total, input_precision=PRECISION)
 
     row, column = UP * i + r, UP * j + s
+    if lots is not None:
+        lots += (tl.program_id(0) // n_tiles).to(tl.int64) * N * 3
     y += far_b * y_strides[0] + (row * y_strides[2] + column * y_strides[3])
     inside = inside & (row < out_h) & (column < out_w)
     if BN > 128:  # in halves, whose biases, scales and shifts fit beside the sums in registers
         HALF: tl.constexpr = BN // 2
         left, right = total.reshape(BM, 2, HALF).permute(0, 2, 1).split()
-        _finish(left, bias, scale, shift, y, y_strides[1], n0 + _range(HALF, FAR), N, inside, alpha, ACT)
-        _finish(right, bias, scale, shift, y, y_strides[1], n0 + HALF + _range(HALF, FAR), N, inside, alpha, ACT)
+        _finish(left, bias, scale, shift, y, y_strides[1], n0 + _range(HALF, FAR), N, inside, lots, alpha, ACT)
+        _finish(right, bias, scale, shift, y, y_strides[1], n0 + HALF + _range(HALF, FAR), N, inside, lots, alpha, ACT)
     else:
-        _finish(total, bias, scale, shift, y, y_strides[1], n, N, inside, alpha, ACT)
+        _finish(total, bias, scale, shift, y, y_strides[1], n, N, inside, lots, alpha, ACT)
 
 
 @triton.jit
-def _finish(total, bias, scale, shift, y, y_n, n, N, inside, alpha, ACT: tl.constexpr):
-    """Bias, scale, shift and activation of channels n, stored at the pixels y points to."""
+def _finish(total, bias, scale, shift, y, y_n, n, N, inside, lots, alpha, ACT: tl.constexpr):
+    """Bias, scale, shift and activation of channels n, stored at the pixels y points to, and their moments."""
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0).to(total.dtype)[None, :]
     if scale is not None:
@@ -232,7 +251,20 @@ def _finish(total, bias, scale, shift, y, y_n, n, N, inside, alpha, ACT: tl.cons
     if shift is not None:
         total += tl.load(shift + n, mask=n < N, other=0).to(total.dtype)[None, :]
     z = activate(total, alpha, ACT).to(y.dtype.element_ty)
+    if lots is not None:
+        _keep(lots + 3 * n, z.to(total.dtype), n < N, inside)
     tl.store(y[:, None] + (n * y_n)[None, :], z, mask=inside[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def _keep(to, z, channel, pixel):
+    """Count, mean and centred sum of squares of each channel, those of y as it is stored: nothing cancels."""
+    count = tl.sum(pixel.to(z.dtype), 0)
+    mean = tl.sum(tl.where(pixel[:, None], z, 0), 0) / count
+    centred = tl.where(pixel[:, None], z - mean[None, :], 0)
+    tl.store(to, count, mask=channel)
+    tl.store(to + 1, mean, mask=channel)
+    tl.store(to + 2, tl.sum(centred * centred, 0), mask=channel)
 
 
 @triton.jit

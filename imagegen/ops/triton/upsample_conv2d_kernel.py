@@ -21,6 +21,16 @@ def upsample_conv2d(x, weight, bias, activation):
     return transposed.conv_transpose2d(x, fold(weight), bias, (0, 0), None, None, activation)
 
 
+def upsample_conv2d_moments(x, weight, bias, activation, groups):
+    lots = transposed.new_lots(x, weight.size(0))
+    y = transposed.conv_transpose2d(x, fold(weight), bias, (0, 0), None, None, activation, lots)
+    moments = torch.zeros(x.size(0), groups, 2, dtype=lots.dtype, device=x.device)
+    if y.numel():
+        with torch.cuda.device_of(x):
+            moments_kernel[(x.size(0), groups)](lots, moments, lots.size(1), lots.size(2) // groups, BLOCK=1024)
+    return y, moments
+
+
 def upsample_conv2d_backward_input(grad, weight):
     B, _, H, W = grad.shape
     return transposed.conv_transpose2d_backward_input(grad, fold(weight), (B, weight.size(1), H // 2, W // 2))
@@ -66,3 +76,35 @@ def fold_kernel(weight, weight_strides, folded, folded_strides, C, N, BC: tl.con
     folded += (3 - i) * folded_strides[2] + (3 - j) * folded_strides[3]
     folded = folded + (c * folded_strides[0])[:, None] + (n * folded_strides[1])[None, :]
     tl.store(folded, total.to(folded.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def moments_kernel(lots, moments, tiles, channels, BLOCK: tl.constexpr):
+    """Mean and variance of one group of one image, of the moments of each tile and channel: [B, tiles, N, 3].
+
+    The mean first, then the squares about it. Predicted for 512 channels of 256 x 256 on H200: 6 MB through L2, 4 us,
+    where reading y takes 16.
+    """
+    b, g, groups = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    lots += (b * tiles * groups + g) * channels * 3
+    T: tl.constexpr = lots.dtype.element_ty
+    count, total, squares = tl.zeros([BLOCK], T), tl.zeros([BLOCK], T), tl.zeros([BLOCK], T)
+    for first in range(0, tiles * channels, BLOCK):
+        n, mean, m2 = _lots(lots, first, tiles, channels, groups, BLOCK)
+        count += n
+        total += n * mean
+    all_, mean_of_all = tl.sum(count, 0), tl.sum(total, 0) / tl.sum(count, 0)
+    for first in range(0, tiles * channels, BLOCK):
+        n, mean, m2 = _lots(lots, first, tiles, channels, groups, BLOCK)
+        squares += m2 + n * (mean - mean_of_all) * (mean - mean_of_all)
+    moments += (b * groups + g) * 2
+    tl.store(moments, mean_of_all)
+    tl.store(moments + 1, tl.sum(squares, 0) / all_)
+
+
+@triton.jit
+def _lots(lots, first, tiles, channels, groups, BLOCK: tl.constexpr):
+    i = first + tl.arange(0, BLOCK)
+    at = lots + (i // channels * groups * channels + i % channels).to(tl.int64) * 3
+    there = i < tiles * channels
+    return tl.load(at, mask=there, other=0), tl.load(at + 1, mask=there, other=0), tl.load(at + 2, mask=there, other=0)
