@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "output_cache.h"
+#include "common/output_cache.h"
 
 namespace imagegen {
 

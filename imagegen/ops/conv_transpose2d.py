@@ -192,6 +192,19 @@ def _backward_weight_triton(grad, x, kernel, output_padding):
     return conv_transpose2d_backward_weight(grad, x, kernel)
 
 
+# Strided convolutions, which cuDNN has had kernels for all along: the gradients on CUDA.
+
+
+def backward_input_cudnn(grad, weight, output_padding):
+    grad_x = torch.nn.functional.conv2d(grad, weight, stride=2, padding=1)
+    return grad_x.contiguous(memory_format=memory_format(grad))
+
+
+def backward_weight_cudnn(grad, x, kernel, output_padding):
+    shape = (x.size(1), grad.size(1), kernel, kernel)
+    return torch.nn.grad.conv2d_weight(grad, shape, x, stride=2, padding=1).contiguous()
+
+
 def _check_kernel(op, weight, output_padding):
     if weight.dim() != 4 or weight.shape[2:] not in ((3, 3), (4, 4)):
         raise ValueError(f"{op}: the kernel must be 3x3 or 4x4, got weight {tuple(weight.shape)}")
@@ -310,21 +323,8 @@ _library.define(
     _backward_weight_triton,
 )
 
-# Strided convolutions, which cuDNN has had kernels for all along.
-_library.implement(
-    "conv_transpose2d_backward_input",
-    "cuda",
-    lambda grad, weight, output_padding: torch.nn.functional.conv2d(grad, weight, stride=2, padding=1).contiguous(
-        memory_format=memory_format(grad)
-    ),
-)
-_library.implement(
-    "conv_transpose2d_backward_weight",
-    "cuda",
-    lambda grad, x, kernel, output_padding: torch.nn.grad.conv2d_weight(
-        grad, (x.size(1), grad.size(1), kernel, kernel), x, stride=2, padding=1
-    ).contiguous(),
-)
+_library.implement("conv_transpose2d_backward_input", "cuda", backward_input_cudnn)
+_library.implement("conv_transpose2d_backward_weight", "cuda", backward_weight_cudnn)
 
 _bilinear.register(
     "conv_transpose2d",

@@ -194,7 +194,7 @@ def _backward_moments(C, X, W):
                     moments_of(y, ctx.groups), y, grad_moments, create_graph=create_graph
                 )[0]
             grad = through_moments if grad is None else grad + through_moments
-        return backward_of_y(ctx, grad)
+        return (None,) * 5 if grad is None else backward_of_y(ctx, grad)
 
     return backward
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from cuda_sim import simulator
 from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error, tolerance
+from torch._subclasses import FakeTensorMode
 from triton_ahead_of_time import compile_kernel
 
 from imagegen import _library, ops
 from imagegen.ops import eager
 from imagegen.ops._activation import ACTIVATIONS
+from imagegen.ops.conv_transpose2d import backward_input_cudnn, backward_weight_cudnn
 
 TRITON = [p for p in backends("conv_transpose2d") if p.id == "triton"]
 on_triton = pytest.mark.parametrize("backend, device", TRITON)
@@ -197,16 +199,16 @@ def test_operator_errors(name, arguments, message):
 def triton_variant(
     tile, dtype="bf16", *, channels_innermost=True, gradient=False, kernel=4, activation="silu", lots=False
 ):
-    """How the host side launches the kernel."""
+    """How the host side launches the kernel; it is upsample_conv2d that asks for lots, without scale and shift."""
     element, strides = f"*{dtype}", ["i32"] * 4
-    tensors = ("x", "weight", "y", "bias", "scale", "shift")
+    tensors = ("x", "weight", "y", "bias", *(() if lots else ("scale", "shift")))
     signature = dict.fromkeys(tensors, element) | dict.fromkeys(("B", "C", "N", "H", "W", "out_h", "out_w"), "i32")
     signature["alpha"] = "fp32"
     if lots:
         signature["lots"] = "*fp64" if dtype == "fp64" else "*fp32"
     constants = {"GRADIENT": gradient, "KERNEL": kernel, "ACT": activation, "FAR": False}
     constants |= {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
-    constants |= {} if lots else {"lots": None}
+    constants |= {"scale": None, "shift": None} if lots else {"lots": None}
     constants |= {"BM": tile.pixels, "BN": tile.channels, "BK": tile.depth}
     divisible = [*tensors, "C", "N"]
     innermost = 1 if channels_innermost else 3
@@ -319,6 +321,30 @@ def test_cuda_schedules_agree_to_the_bit(monkeypatch):
         monkeypatch.setenv("SIM_ASYNC", landing)
         results.append(simulated(op, *tensors, "silu"))
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("extra", [(0, 0), (1, 0)], ids=str)
+@pytest.mark.parametrize("kernel", [3, 4])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_that_cudnn_computes(layout, kernel, extra):
+    """torch's convolutions in place of kernels on CUDA: on CPU tensors against eager, and on CUDA's tensors without
+    values in the layouts that the fake kernels promise."""
+    op = Transposed(kernel, extra)
+    x, w = make(op, (2, 5, 6, 4, 3), "cpu", torch.float64, layout)[:2]
+    grad = LAYOUTS[layout](torch.randn_like(op.plain()(x, w)))
+    x, w = x.requires_grad_(), w.requires_grad_()
+    expected = torch.autograd.grad(op.plain()(x, w), (x, w), grad)
+    found = backward_input_cudnn(grad, w, list(extra)), backward_weight_cudnn(grad, x, kernel, list(extra))
+    for ours, plain in zip(found, expected, strict=True):
+        assert relative_error(ours, plain) <= 1e-12
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake_grad, fake_w, fake_x = (torch.empty_strided(t.shape, t.stride(), device="cuda") for t in (grad, w, x))
+        fakes = (
+            torch.ops.imagegen.conv_transpose2d_backward_input(fake_grad, fake_w, list(extra)),
+            torch.ops.imagegen.conv_transpose2d_backward_weight(fake_grad, fake_x, kernel, list(extra)),
+        )
+    for ours, fake in zip(found, fakes, strict=True):
+        assert (ours.shape, ours.stride(), fake.device.type) == (fake.shape, fake.stride(), "cuda")
 
 
 def test_what_the_cuda_kernel_does_not_take():

@@ -232,13 +232,35 @@ def conv_transpose2d_kernel(
         lots += (tl.program_id(0) // n_tiles).to(tl.int64) * N * 3
     y += far_b * y_strides[0] + (row * y_strides[2] + column * y_strides[3])
     inside = inside & (row < out_h) & (column < out_w)
-    if BN > 128:  # in halves, whose biases, scales and shifts fit beside the sums in registers
+    _finish_parts(total, bias, scale, shift, y, y_strides[1], n0, N, inside, lots, alpha, ACT, BM, BN, FAR)
+
+
+@triton.jit
+def _finish_parts(
+    total,
+    bias,
+    scale,
+    shift,
+    y,
+    y_n,
+    n0,
+    N,
+    inside,
+    lots,
+    alpha,
+    ACT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    FAR: tl.constexpr,
+):
+    """_finish in so many parts that their biases, scales and shifts, or moments, fit beside the sums in registers."""
+    if BN > 128 or (BN > 64 and lots is not None):
         HALF: tl.constexpr = BN // 2
         left, right = total.reshape(BM, 2, HALF).permute(0, 2, 1).split()
-        _finish(left, bias, scale, shift, y, y_strides[1], n0 + _range(HALF, FAR), N, inside, lots, alpha, ACT)
-        _finish(right, bias, scale, shift, y, y_strides[1], n0 + HALF + _range(HALF, FAR), N, inside, lots, alpha, ACT)
+        _finish_parts(left, bias, scale, shift, y, y_n, n0, N, inside, lots, alpha, ACT, BM, HALF, FAR)
+        _finish_parts(right, bias, scale, shift, y, y_n, n0 + HALF, N, inside, lots, alpha, ACT, BM, HALF, FAR)
     else:
-        _finish(total, bias, scale, shift, y, y_strides[1], n, N, inside, lots, alpha, ACT)
+        _finish(total, bias, scale, shift, y, y_n, n0 + _range(BN, FAR), N, inside, lots, alpha, ACT)
 
 
 @triton.jit
