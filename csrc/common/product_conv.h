@@ -115,6 +115,7 @@ class ProductConv {
         const int64_t share = item / blocks, first = item % blocks * block;
         run_block(scratch, first, min(block, tiles - first), share * panels / shares, (share + 1) * panels / shares);
       }
+      finish_streams();
     });
   }
 

@@ -69,6 +69,30 @@ INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t 
   return map;
 }
 
+// Outputs above this size are written past the caches, which they would not stay in until they are read: a third less
+// traffic with memory.
+template <class S>
+INLINE bool is_streamed(const ProductConvParams& p) {
+  constexpr int64_t kStreamedBytes = int64_t{24} << 20;
+  return kLanes<Compute<S>> * sizeof(S) == 64 &&
+         p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} > kStreamedBytes;
+}
+
+// What this thread streamed is seen before it says that it is done.
+INLINE void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// A whole vector, past the caches if that is wanted and it is a line.
+template <class S>
+INLINE void store(S* to, Vec<Compute<S>> v, bool streamed) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>))
+    if (streamed && reinterpret_cast<uintptr_t>(to) % 64 == 0) return stream(to, v);
+  store(to, v);
+}
+
 // Both write sums of products, mapped already, as blocks of pixels: add the residual, activate, store.
 
 // L channels of one block of kOut x kOut pixels, y[row][column], in channels_last.
@@ -87,8 +111,12 @@ NOINLINE void store_pixels(const ProductConvParams& p, const TileGrid::Tile& at,
   if (p.activation != Activation::linear) activate_all<T>(p.activation, y, kOut * kOut);
   S* out = static_cast<S*>(p.y);
   if (rows == kOut && cols == kOut && channels >= kLanes<T>) {
+    const bool streamed = is_streamed<S>(p), prefetched = !streamed && w0 + 2 * kOut <= p.out_w;
     UNROLL(4)
-    for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) store(out + pixel(i, j), y[i * kOut + j]);
+    for (int i = 0; i < kOut; ++i) UNROLL(4) for (int j = 0; j < kOut; ++j) {
+        store(out + pixel(i, j), y[i * kOut + j], streamed);
+        if (prefetched) __builtin_prefetch(out + pixel(i, j + kOut), 1, 3);  // what the next block will write
+      }
     return;
   }
   for (int i = 0; i < rows; ++i)
@@ -102,6 +130,7 @@ NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t b
   constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
   const int64_t h0 = at.row * block_size, w0 = at.col * block_size, columns = length * block_size;
   const int64_t width = min(columns, p.out_w - w0);
+  const bool streamed = is_streamed<S>(p);
   for (int64_t i = 0; i < block_size && h0 + i < p.out_h; ++i)
     for (int64_t v = 0; v * L < channels; ++v)
       for (int64_t w = 0; w < width; w += L) {
@@ -120,7 +149,10 @@ NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t b
           activate_all<T>(p.activation, a, n);
           std::memcpy(r, a, sizeof(r));
         }
-        for (int k = 0; k < n; ++k) store(static_cast<S*>(p.y) + line(k), r[k], width - w);
+        for (int k = 0; k < n; ++k) {
+          S* const to = static_cast<S*>(p.y) + line(k);
+          width - w < L ? store(to, r[k], width - w) : store(to, r[k], streamed);
+        }
       }
 }
 

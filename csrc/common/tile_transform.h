@@ -198,11 +198,13 @@ NOINLINE void stage_row(const ImageView& x, const TileGrid::Tile& at, int64_t ro
     for (int64_t w = begin; w < end; ++w, to += pixel) store(to, load(from + w * x.stride[3], channels));
     return;
   }
+  const int64_t next = c + L < x.channels ? L * x.stride[1] : 0;  // short rows far apart, which no prefetcher foresees
   for (int64_t w = begin; w < end; w += L, to += L * pixel) {
     const int64_t n = min<int64_t>(L, end - w);
     Vec<T> r[L];
     for (int k = 0; k < L; ++k) {
       const S* line = from + k * x.stride[1] + w * x.stride[3];
+      __builtin_prefetch(line + next, 0, 2);
       S part[L] = {};
       if (k >= channels)
         r[k] = Vec<T>{};
@@ -273,7 +275,7 @@ class TileTransform {
   void run_in_place(int64_t end, int64_t first, int64_t n, const To& to, int64_t chunk_stride,
                     int64_t plane_stride) const {
     for (int64_t t = 0; t < n; ++t) {
-      const TileGrid::Tile at = grid.tile(first + t);
+      const TileGrid::Tile at = grid.tile(first + t), next = grid.tile(first + t + 1);
       const T* image = static_cast<const T*>(x.data) + at.b * x.stride[0];
       const T* pixels[kIn][kIn];
       for (int i = 0; i < kIn; ++i)
@@ -284,8 +286,30 @@ class TileTransform {
           pixels[i][j] = inside ? image + h * x.stride[2] + w * x.stride[3] : zeros;
         }
       T* d = to(t);
-      for (int64_t c = 0; c < end; c += kChunk, d += chunk_stride) transform(pixels, c, d, plane_stride);
+      for (int64_t c = 0; c < end; c += kChunk, d += chunk_stride) {
+        prefetch_pixels(next, c);
+        prefetch_planes(d + chunk_stride, plane_stride);
+        transform(pixels, c, d, plane_stride);
+      }
     }
+  }
+
+  // Brings a tile's pixels that its left neighbour has not read to the second-level cache. Where they come from memory
+  // the transform takes half the time, as it does where the lines it will write are asked for before they are needed.
+  // Inline, for compilers take a function that only prefetches for one that does nothing.
+  INLINE void prefetch_pixels(const TileGrid::Tile& at, int64_t c) const {
+    if constexpr (kVectorBytes < 64) return;  // not once for every part of a line
+    const int64_t h0 = at.row * Tables::kStep + Tables::kOffset;
+    const int64_t w0 = (at.col - 1) * Tables::kStep + Tables::kOffset + kIn;
+    const T* row = static_cast<const T*>(x.data) + at.b * x.stride[0] + h0 * x.stride[2] + w0 * x.stride[3] + c;
+    UNROLL(10) for (int i = 0; i < kIn; ++i, row += x.stride[2]) {
+      if (h0 + i >= x.height) return;
+      UNROLL(4) for (int j = 0; j < Tables::kStep; ++j) __builtin_prefetch(row + j * x.stride[3], 0, 2);
+    }
+  }
+  static INLINE void prefetch_planes(const T* d, int64_t plane_stride) {
+    if constexpr (kVectorBytes < 64) return;
+    UNROLL(36) for (int i = 0; i < kData * kData; ++i) __builtin_prefetch(d + i * plane_stride, 1, 3);
   }
 
   // The channels from `begin` on, a run of tiles in one row of tiles at a time, so that its staged pixels stay in
