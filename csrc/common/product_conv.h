@@ -97,11 +97,12 @@ class ProductConv {
         steps(ceil_div(p.cin, E::kPair)),
         panels(ceil_div(p.cout, kPanel)) {}
 
-  // Threads share the tiles, or the output channels where the weights are the larger part to read: each thread then
-  // transforms every tile, but keeps to its own weights and uses them for more tiles at a time.
+  // Threads share the tiles, or the output channels where the weights are by far the larger part to read: each thread
+  // then transforms every tile, but keeps to its own weights and uses them for more tiles at a time.
   void run() const {
     const int64_t threads = num_threads();
-    const bool few_tiles = panels >= threads && packed_elements<Alg, E>(p.cin, p.cout) > tiles * kData * kData * steps;
+    const bool few_tiles =
+        panels >= threads && packed_elements<Alg, E>(p.cin, p.cout) > 4 * tiles * kData * kData * steps;
     const int64_t shares = few_tiles ? threads : 1;
     // Of tiles to share, four pieces or more for every thread: some are quicker than others.
     const int64_t most = few_tiles      ? 2 * kTiles
@@ -192,6 +193,8 @@ class ProductConv {
     for (int64_t t = 0; t < n; ++t) {
       const TileGrid::Tile at = grid.tile(first + t);
       if (t == run + length) run = t, length = min(n - t, grid.cols - at.col);
+      if (!p.y_channels_last)
+        dispatch_dtype<T>(p.dtype, [&]<class S>() { prefetch_rows<S, kOut>(p, at, t - run, c0, channels); });
       for (int v = 0; v * L < channels; ++v) {
         Vec<T> y[kOut * kOut];
         combine_tile(s.products + t * kPanel + v * L, s.product_stride, map[v], y);

@@ -123,6 +123,19 @@ NOINLINE void store_pixels(const ProductConvParams& p, const TileGrid::Tile& at,
     for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
 }
 
+// Asks for the lines that store_rows will write: every block of a run for those of some of the channels.
+template <class S, int kOut>
+INLINE void prefetch_rows(const ProductConvParams& p, const TileGrid::Tile& at, int64_t block, int64_t c0,
+                          int64_t channels) {
+  constexpr int kLine = 64 / sizeof(S), kSharing = kLine > kOut ? kLine / kOut : 1;  // blocks in a line
+  if (kVectorBytes < 64 || is_streamed<S>(p)) return;
+  const S* y = static_cast<const S*>(p.y) + (at.row * p.out_w + at.col) * kOut;
+  for (int64_t c = block % kSharing; c < channels; c += kSharing) {
+    const S* channel = y + (at.b * p.cout + c0 + c) * p.out_h * p.out_w;
+    UNROLL(4) for (int i = 0; i < kOut; ++i) __builtin_prefetch(channel + i * p.out_w, 1, 2);
+  }
+}
+
 // A run of `length` blocks in one row of blocks, [block_size rows][column][kPanel], turned into contiguous rows.
 template <class S, class T = Compute<S>>
 NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t block_size, const TileGrid::Tile& at,

@@ -3,6 +3,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import DTYPES, LAYOUTS, check, check_error, relative_error, tells, tolerance
 
 from imagegen import _library, ops, weight_cache
@@ -96,6 +97,15 @@ def test_gradient_layouts(layout):
     put = LAYOUTS[layout]
     assert torch.equal(native.conv2d_backward_input(put(grad), w), native.conv2d_backward_input(grad, w))
     assert torch.equal(native.conv2d_backward_weight(put(grad), x), native.conv2d_backward_weight(grad, x))
+
+
+# Above 24 MB, whole lines go past the caches: all of them, or those that happen to lie on a line.
+@pytest.mark.parametrize("shape", [(1, 4, 96, 260, 256), (1, 3, 101, 262, 250)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_outputs(layout, shape, capability):
+    x, w, b, *_ = make(shape, layout=layout)
+    y = ops.conv2d(x, w, b, activation="relu")
+    assert relative_error(y, F.conv2d(x.double(), w.double(), b.double(), padding=1).relu()) < WINOGRAD
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
