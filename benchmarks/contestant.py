@@ -40,9 +40,14 @@ class Contestant:
         """One forward, or one forward and backward: y and the gradients of the prepared inputs."""
         if not self.training:
             with torch.no_grad():
-                return (self.run(**self.leaves),)
-        y = self.run(**self.leaves)
+                return (self._y(),)
+        y = self._y()
         return y, *torch.autograd.grad(y, [self.leaves[name] for name in self._asked()], self.dy)
+
+    def _y(self):
+        """What comes after y is made as well, and must not be left out by a compiler: y alone is looked at."""
+        made = self.run(**self.leaves)
+        return made[0] if isinstance(made, tuple) else made
 
     def before(self):
         """Touch the weights as an optimiser would: transformed weights kept from the last call are out of date."""

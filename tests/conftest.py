@@ -1,6 +1,7 @@
 """Fixtures of every test."""
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 
@@ -15,7 +16,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
     triton_interpreter.repair()
 
-from imagegen import _library
+from imagegen import _library, output_cache
+
+M_PERTURB = -6  # of glibc's mallopt: fill what malloc gives out with the complement of this byte
 
 
 def pytest_configure(config):
@@ -25,12 +28,20 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """Fill uninitialised tensors with NaN, those of C++ empty_like included, so that an unwritten element shows."""
+    """Fill uninitialised tensors with NaN, those of C++ empty_like included, so that an unwritten element shows.
+
+    Memory past torch's own fill is 3.4e38; that of outputs that are gone, which may hold the right result, is not used.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_PERTURB, 0x80)
+    limit = output_cache.limit()
+    output_cache.set_limit(0)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    output_cache.set_limit(limit)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ void give_back(void* p, void* context) {
 torch::stable::Tensor in_kept_memory(torch::stable::Tensor t) {
   const size_t bytes = t.numel() * t.element_size();
   if (bytes < kLarge) return t;
-  if (!torch_from_blob) {
+  if (!torch_from_blob || output_cache_limit() == 0) {
     page_in(t.mutable_data_ptr(), bytes);
     return t;
   }

@@ -15,7 +15,8 @@ namespace imagegen {
 torch::stable::Tensor in_kept_memory(torch::stable::Tensor t);
 
 size_t output_cache_bytes();
-// A sixteenth of the machine's memory unless set otherwise. What was not used for longest goes first.
+// A sixteenth of the machine's memory unless set otherwise. What was not used for longest goes first; with 0 outputs
+// stay in torch's memory.
 size_t output_cache_limit();
 void set_output_cache_limit(size_t bytes);
 void clear_output_cache();

@@ -8,6 +8,8 @@ flow as the kernels want them.
 
 import torch
 
+DEVICE = "cuda"
+
 
 def move(modules):
     """Give the weights of these convolutions channels_last memory; the modules that had another one before."""
@@ -44,6 +46,3 @@ def _gains(module):
 def _lay_out(module, memory_format):
     """The parameter stays the same object, for optimisers and whoever else holds it."""
     module.weight.data = module.weight.detach().to(memory_format=memory_format)
-
-
-DEVICE = "cuda"

@@ -15,7 +15,7 @@ def constants(q, k, mask, causal, tensors):
     vector = 16 // q.element_size()
     aligned = all(stride % vector == 0 for t in tensors for stride in t.stride()[:3])
     rows = [t.stride(2) for t in tensors] + list(strides_of_mask(mask)[2:])
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
     return {
         "BY_KEY": strides_of_mask(mask)[2] == 0,
         "CAUSAL": causal,
