@@ -105,7 +105,7 @@ def plain(x, cond, uncond, sampler, noise=None, **slots):
     row = _NUMBERS[len(sampler)]
     options = (None, None, GUIDANCE, 0.0, None, None, None, 0, 0, row[-3] >= 0, 2, False, x.dtype)
     h = tuple(slots.values())
-    return eager.sampler_step(x, h, cond, uncond, noise, None, None, None, row, *options)
+    return tuple(eager.sampler_step(x, h, cond, uncond, noise, None, None, None, row, *options))
 
 
 class Diffusers:
