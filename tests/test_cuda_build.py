@@ -14,7 +14,7 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 MULTIPLIES = ("attention", "conv_transpose2d", "upsample_conv2d")  # what is named so multiplies matrices
-BESIDE = ("prepare", "reduce")  # but what is named so, a file or a kernel in it
+BESIDE = ("prepare", "reduce", "conv2d_moments")  # but what is named so, a file or a kernel in it
 WARPGROUP = ("sm90", "wgmma")  # on sm_90a alone, by its own instructions
 # Registers above which fewer than 16 warps fit a multiprocessor: no longer enough loads are under way.
 MOST_REGISTERS = {"group_norm": 128, "group_norm_planar": 128, "group_norm_innermost": 128}
