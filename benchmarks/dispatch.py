@@ -6,6 +6,7 @@ from pathlib import Path
 
 import imagegen.ops
 
+from . import suite
 from .contestant import BACKENDS
 from .timing import geometric_mean
 
@@ -18,7 +19,6 @@ HEAD = '''\
 FASTEST = {table}
 '''
 CHOICES = {"eager": "eager", **BACKENDS}  # provider -> backend
-PASSES = {"forward": 1, "forward+backward": 3}  # by which a row's FLOP counts the forward's
 
 
 def fastest(results):
@@ -46,7 +46,7 @@ def _orders(rows):
     """[(FLOP of a forward, the backends from the fastest on)] of rows of one class; shapes of the same FLOP are one."""
     sizes = {}
     for row in rows:
-        flop = row["flop"] / PASSES[row["direction"]]
+        flop = row["flop"] / suite.DIRECTIONS[row["direction"]]
         sizes.setdefault(flop, {}).setdefault(CHOICES[row["provider"]], []).append(row["median_ms"])
     orders = []
     for flop, times in sorted(sizes.items()):

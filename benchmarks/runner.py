@@ -155,7 +155,7 @@ def _case(row):
 
 def _row(c, times):
     case, bench = c.case, c.bench
-    passes = 1 if case.direction == "forward" else 3
+    passes = suite.DIRECTIONS[case.direction]
     row = {
         "suite": case.suite,
         "op": case.op,

@@ -28,7 +28,7 @@ import torch
 SUITES = ("ops", "end_to_end")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-DIRECTIONS = ("forward", "forward+backward")
+DIRECTIONS = {"forward": 1, "forward+backward": 3}  # and how many forwards their FLOP count as
 
 
 def as_they_are(tensors):
