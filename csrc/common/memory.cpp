@@ -32,7 +32,6 @@ void advise_huge(void* p, size_t bytes) {
 }
 
 void page_in(void* p, size_t bytes) {
-  advise_huge(p, bytes);
   constexpr int64_t kFewThreads = 4;
   if (bytes < 2 * kHugePage || num_threads() > kFewThreads) return;
   for (size_t i = 0; i < bytes; i += kHugePage) static_cast<volatile char*>(p)[i] = 0;

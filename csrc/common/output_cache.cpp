@@ -81,6 +81,7 @@ torch::stable::Tensor in_kept_memory(torch::stable::Tensor t) {
   const size_t bytes = t.numel() * t.element_size();
   if (bytes < kLarge) return t;
   if (!torch_from_blob || output_cache_limit() == 0) {
+    advise_huge(t.mutable_data_ptr(), bytes);
     page_in(t.mutable_data_ptr(), bytes);
     return t;
   }

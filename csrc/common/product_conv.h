@@ -277,6 +277,7 @@ void pack_weight(const PackWeightParams& p) {
           }
       }
     }
+    finish_streams();
   });
 }
 

@@ -78,13 +78,6 @@ INLINE bool is_streamed(const ProductConvParams& p) {
          p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} > kStreamedBytes;
 }
 
-// What this thread streamed is seen before it says that it is done.
-INLINE void finish_streams() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
 // A whole vector, past the caches if that is wanted and it is a line.
 template <class S>
 INLINE void store(S* to, Vec<Compute<S>> v, bool streamed) {

@@ -232,6 +232,13 @@ INLINE void stream(T* p, Vec<T> v) {
 #endif
 }
 
+// Makes what this thread streamed visible before it tells another one that it is done.
+INLINE void finish_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // Two vectors as bf16 side by side: lane k holds low[k] and high[k].
 INLINE Vec<float> interleave_bf16(Vec<float> low, Vec<float> high) {
   typedef uint32_t u32 __attribute__((vector_size(kVectorBytes)));

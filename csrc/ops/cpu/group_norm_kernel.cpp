@@ -152,13 +152,6 @@ INLINE void put(S* p, Vec<Compute<S>> v) {
 #endif
 }
 
-// Makes what this thread streamed visible before it tells another one that it is done.
-INLINE void drain_streams() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
-
 // The activation is chosen within a piece: outside, the threads' code would be built for each.
 //
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
@@ -175,7 +168,7 @@ INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, con
         finish(unit);
         for (int64_t i = pieces - 1; i >= 0; --i) second(unit, i);
       }
-      drain_streams();
+      finish_streams();
     });
     return;
   }
@@ -188,7 +181,7 @@ INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, con
   });
   parallel_for(units * pieces, piece_grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = end - 1; i >= begin; --i) second(i / pieces, i % pieces);
-    drain_streams();
+    finish_streams();
   });
 }
 

@@ -319,9 +319,7 @@ void for_each_block(const SamplerStepParams& p, const F& body) {
       if (sample != planned) plan = make_plan<T>(p, sample), planned = sample;
       body(sample, item, first, min(kStepBlock, p.size - first), plan, memory);
     }
-#if defined(__x86_64__)
-    if (p.streamed) _mm_sfence();  // what was streamed is seen before this thread says that it is done
-#endif
+    if (p.streamed) finish_streams();
   });
 }
 
