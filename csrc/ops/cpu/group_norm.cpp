@@ -8,7 +8,8 @@
 
 namespace imagegen {
 
-IMAGEGEN_DECLARE_KERNEL(void group_norm_kernel(const GroupNormParams&))
+IMAGEGEN_DECLARE_KERNEL(void group_norm_planar_kernel(const GroupNormParams&))
+IMAGEGEN_DECLARE_KERNEL(void group_norm_innermost_kernel(const GroupNormParams&))
 
 namespace {
 
@@ -19,7 +20,8 @@ struct Cpu {
   }
 
   static void run(const GroupNormParams& params, const Tensor&) {
-    IMAGEGEN_PICK_KERNEL(group_norm_kernel, params.dtype)(params);
+    params.channels_innermost ? IMAGEGEN_PICK_KERNEL(group_norm_innermost_kernel, params.dtype)(params)
+                              : IMAGEGEN_PICK_KERNEL(group_norm_planar_kernel, params.dtype)(params);
   }
 };
 

@@ -1,0 +1,212 @@
+#include "ops/cpu/group_norm_sweeps.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+// Work is cut into pieces by shape alone, so that sums are the same for any number of threads.
+constexpr int64_t kInnermostPiece = 256;  // pixels of one image, at most
+constexpr int64_t kTile = 4096;           // elements of a few pixels that the channel blocks revisit in L1
+
+template <bool kBackward, class T>
+INLINE ChannelCoefficients<T> neighbours(const Coefficients<T>& k, int64_t i) {
+  ChannelCoefficients<T> c{load(k.center + i), load(k.gain + i), load(k.offset + i), {}, {}};
+  if constexpr (kBackward) c.slope = load(k.slope + i), c.level = load(k.level + i);
+  return c;
+}
+
+// Channels are innermost: a unit is one image, a piece some of its pixels.
+template <class S>
+struct InnermostGroupNorm : GroupNorm<S> {
+  using Base = GroupNorm<S>;
+  using Base::L, Base::p, Base::group_channels, Base::padded, Base::k, Base::x_at, Base::grad_at, Base::streams,
+      Base::allocate, Base::start_backward, Base::finish_forward, Base::finish_backward, Base::for_runs,
+      Base::add_gradient;
+  using typename Base::T;
+
+  const int64_t piece_pixels = min<int64_t>(kInnermostPiece, max<int64_t>(32, p.pixels / 16));
+  const int64_t pieces = p.channels == 0 ? 0 : ceil_div(p.pixels, piece_pixels);
+
+  // Calls f(x, grad, first pixel, n, x's stride, grad's stride) for tiles of n pixels at equal distances.
+  template <class F>
+  INLINE void for_tiles(int64_t b, int64_t begin, int64_t end, const F& f) const {
+    const int64_t tile = max<int64_t>(1, kTile / p.channels);
+    const int64_t x_stride = p.x_stride[p.dims - 1], grad_stride = p.grad_stride[p.dims - 1];
+    for_runs(begin, end, [&](int64_t x, int64_t grad, int64_t pixel, int64_t length) {
+      for (int64_t i = 0; i < length; i += tile)
+        f(x_at(b, 0) + x + i * x_stride, p.backward ? grad_at(b, 0) + grad + i * grad_stride : nullptr, pixel + i,
+          min(tile, length - i), x_stride, grad_stride);
+    });
+  }
+
+  // Vectors of channels whose sums stay in registers: three registers each of 32, or of 16.
+  static constexpr int kWide = kVectorBytes == 64 ? 8 : 4, kWideGradient = 4;
+
+  // The moments of every group over one piece; pivot, sums and squares are scratch for each channel.
+  void piece_moments(int64_t b, int64_t piece, T* pivot, T* sums, T* squares, Moments* moments) const {
+    const int64_t begin = piece * piece_pixels, n = min(piece_pixels, p.pixels - begin), sample = ceil_div(n, kSample);
+    for (int64_t c = 0; c < padded; ++c) pivot[c] = sums[c] = squares[c] = 0;
+    for_tiles(b, begin, begin + sample, [&](const S* x, const S*, int64_t, int64_t m, int64_t stride, int64_t) {
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t c = 0; c < p.channels; c += L)
+          store(pivot + c, load(pivot + c) + load(x + i * stride + c, p.channels - c));
+    });
+    for (int64_t c = 0; c < padded; ++c) pivot[c] /= T(sample);
+    for_tiles(b, begin, begin + n, [&](const S* x, const S*, int64_t, int64_t m, int64_t stride, int64_t) {
+      int64_t c = 0;
+      for (; c + kWide * L <= p.channels; c += kWide * L)
+        add_pixels<kWide>(x + c, m, stride, kWide * L, pivot + c, sums + c, squares + c);
+      for (; c < p.channels; c += L) add_pixels<1>(x + c, m, stride, p.channels - c, pivot + c, sums + c, squares + c);
+    });
+    for (int64_t g = 0; g < p.groups; ++g) {
+      double total = 0, m2 = 0;
+      const double share = 1.0 / n;
+      const int64_t first = g * group_channels, last = first + group_channels;
+      for (int64_t c = first; c < last; ++c) total += pivot[c] + sums[c] * share;
+      const double mean = total / group_channels;
+      for (int64_t c = first; c < last; ++c) {
+        const double sum = sums[c], d = pivot[c] + sum * share - mean;
+        m2 += squares[c] - sum * sum * share + n * d * d;
+      }
+      moments[g] = {double(n * group_channels), mean, max(0.0, m2)};
+    }
+  }
+
+  // kVectors vectors of channels, the last of them `channels` wide, over m pixels.
+  template <int kVectors>
+  INLINE static void add_pixels(const S* x, int64_t m, int64_t stride, int64_t channels, const T* pivot, T* sums,
+                                T* squares) {
+    Vec<T> about[kVectors], s[kVectors], q[kVectors];
+    for (int j = 0; j < kVectors; ++j)
+      about[j] = load(pivot + j * L), s[j] = load(sums + j * L), q[j] = load(squares + j * L);
+    for (int64_t i = 0; i < m; ++i) {
+      UNROLL(8)
+      for (int j = 0; j < kVectors; ++j) {
+        const Vec<T> d = (kVectors > 1 ? load(x + j * L) : load(x, channels)) - about[j];
+        s[j] += d, q[j] += d * d;
+      }
+      x += stride;
+    }
+    for (int j = 0; j < kVectors; ++j) store(sums + j * L, s[j]), store(squares + j * L, q[j]);
+  }
+
+  template <Activation A>
+  void gradient_sums(int64_t b, int64_t piece, T* sums) const {
+    const int64_t begin = piece * piece_pixels, end = min(p.pixels, begin + piece_pixels);
+    for (int64_t c = 0; c < 2 * padded; ++c) sums[c] = 0;
+    for_tiles(b, begin, end, [&](const S* x, const S* grad, int64_t, int64_t m, int64_t x_stride, int64_t grad_stride) {
+      int64_t c = 0;
+      for (; c + kWideGradient * L <= p.channels; c += kWideGradient * L)
+        add_gradient_pixels<A, kWideGradient>(x + c, grad + c, m, x_stride, grad_stride, L, b * padded + c, sums + c);
+      for (; c < p.channels; c += L)
+        add_gradient_pixels<A, 1>(x + c, grad + c, m, x_stride, grad_stride, p.channels - c, b * padded + c, sums + c);
+    });
+  }
+
+  template <Activation A, int kVectors>
+  INLINE void add_gradient_pixels(const S* x, const S* grad, int64_t m, int64_t x_stride, int64_t grad_stride,
+                                  int64_t channels, int64_t coefficient, T* sums) const {
+    Vec<T> dz[kVectors], dz_d[kVectors];
+    for (int j = 0; j < kVectors; ++j) dz[j] = load(sums + j * L), dz_d[j] = load(sums + padded + j * L);
+    for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride) {
+      UNROLL(8)
+      for (int j = 0; j < kVectors; ++j) {
+        const auto kc = neighbours<false>(k, coefficient + j * L);
+        if constexpr (kVectors > 1)
+          this->template add_gradient<A>(load(x + j * L), load(grad + j * L), kc, dz[j], dz_d[j]);
+        else
+          this->template add_gradient<A>(load(x, channels), load(grad, channels), kc, dz[j], dz_d[j]);
+      }
+    }
+    for (int j = 0; j < kVectors; ++j) store(sums + j * L, dz[j]), store(sums + padded + j * L, dz_d[j]);
+  }
+
+  template <Activation A, bool kBackward, bool kStream>
+  void write(int64_t b, int64_t piece) const {
+    const int64_t begin = piece * piece_pixels, end = min(p.pixels, begin + piece_pixels);
+    for_tiles(b, begin, end,
+              [&](const S* x, const S* grad, int64_t pixel, int64_t m, int64_t x_stride, int64_t grad_stride) {
+                S* y = static_cast<S*>(p.y) + (b * p.pixels + pixel) * p.channels;
+                for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride, y += p.channels) {
+                  int64_t c = 0;
+                  for (; c + L <= p.channels; c += L) {
+                    const auto kc = neighbours<kBackward>(k, b * padded + c);
+                    if constexpr (kBackward)
+                      put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
+                    else
+                      put<kStream>(y + c, normalise<A, T>(load(x + c), kc, p.activation));
+                  }
+                  if (c == p.channels) continue;
+                  const int64_t rest = p.channels - c;
+                  const auto kc = neighbours<kBackward>(k, b * padded + c);
+                  if constexpr (kBackward)
+                    store(y + c, gradient<A, T>(load(x + c, rest), load(grad + c, rest), kc, p.activation), rest);
+                  else
+                    store(y + c, normalise<A, T>(load(x + c, rest), kc, p.activation), rest);
+                }
+              });
+  }
+
+  void forward() {
+    const bool streamed = streams(p.channels);
+    Moments* moments;  // [B, pieces, groups]
+    T* scratch;        // [B, pieces, 3, padded C]
+    allocate(p.batch * pieces * p.groups, p.batch * pieces * 3 * padded, &moments, &scratch);
+    two_sweeps(
+        p.batch, pieces, p.channels * p.pixels,
+        [&](int64_t b, int64_t piece) {
+          T* s = scratch + (b * pieces + piece) * 3 * padded;
+          piece_moments(b, piece, s, s + padded, s + 2 * padded, moments + (b * pieces + piece) * p.groups);
+        },
+        [&](int64_t b) {
+          for (int64_t g = 0; g < p.groups; ++g)
+            finish_forward(b, g, combine(pieces, [&](int64_t i) { return moments[(b * pieces + i) * p.groups + g]; }));
+        },
+        [&](int64_t b, int64_t piece) {
+          if (!p.y) return;
+          dispatch_usual(p.activation, [&]<Activation A>() {
+            streamed ? write<A, false, true>(b, piece) : write<A, false, false>(b, piece);
+          });
+        });
+  }
+
+  void backward() {
+    const bool streamed = streams(p.channels);
+    Moments* none;
+    T* sums;  // [B, pieces, 2, padded C]
+    allocate(0, p.batch * pieces * 2 * padded, &none, &sums);
+    start_backward();
+    two_sweeps(
+        p.batch, pieces, p.channels * p.pixels,
+        [&](int64_t b, int64_t piece) {
+          dispatch_usual(p.activation,
+                         [&]<Activation A>() { gradient_sums<A>(b, piece, sums + (b * pieces + piece) * 2 * padded); });
+        },
+        [&](int64_t b) {
+          for (int64_t g = 0; g < p.groups; ++g)
+            finish_backward(b, g, [&](int64_t c) {
+              GradientSums s{};
+              for (int64_t i = 0; i < pieces; ++i) {
+                const T* part = sums + (b * pieces + i) * 2 * padded + c;
+                s.dz += part[0], s.dz_d += part[padded];
+              }
+              return s;
+            });
+        },
+        [&](int64_t b, int64_t piece) {
+          dispatch_usual(p.activation, [&]<Activation A>() {
+            streamed ? write<A, true, true>(b, piece) : write<A, true, false>(b, piece);
+          });
+        });
+  }
+};
+
+}  // namespace
+
+void group_norm_innermost_kernel(const GroupNormParams& p) {
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    InnermostGroupNorm<S> norm{{p}};
+    p.backward ? norm.backward() : norm.forward();
+  });
+}
+
+}  // namespace imagegen::IMAGEGEN_CAPABILITY

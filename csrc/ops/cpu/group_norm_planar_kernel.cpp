@@ -1,0 +1,209 @@
+#include "ops/cpu/group_norm_sweeps.h"
+
+namespace imagegen::IMAGEGEN_CAPABILITY {
+namespace {
+
+// Work is cut into pieces by shape alone, so that sums are the same for any number of threads.
+constexpr int64_t kPlanarPiece = 4096;  // elements of one group: in float, half of L1
+
+// Groups up to this size keep dz between the sweeps of the backward: out of the caches it is
+// read again faster than worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for
+// that.
+constexpr int64_t kKeptBytes = int64_t{1} << 20;
+
+// From sums of (x - pivot) and its square. The pivot is the mean of a sixteenth or more of the elements, so the
+// subtraction loses at most four bits even where |mean| is far above the deviation.
+INLINE Moments about(double pivot, double n, double sum, double square) {
+  return {n, pivot + sum / n, max(0.0, square - sum * sum / n)};
+}
+
+template <bool kBackward, class T>
+INLINE ChannelCoefficients<T> splat(const Coefficients<T>& k, int64_t i) {
+  ChannelCoefficients<T> c{broadcast(k.center[i]), broadcast(k.gain[i]), broadcast(k.offset[i]), {}, {}};
+  if constexpr (kBackward) c.slope = broadcast(k.slope[i]), c.level = broadcast(k.level[i]);
+  return c;
+}
+
+// All lanes from n on become zero.
+template <class T>
+INLINE Vec<T> keep(Vec<T> v, int64_t n) {
+  Bits<T> lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  using Lane = __typeof__(lane[0] + 0);
+  return select<T>(lane < static_cast<Lane>(n), v, Vec<T>{});
+}
+
+// A unit is one group of one image, a piece some of its channels or a part of one channel.
+template <class S>
+struct PlanarGroupNorm : GroupNorm<S> {
+  using Base = GroupNorm<S>;
+  using Base::L, Base::p, Base::group_channels, Base::group_elements, Base::padded, Base::k, Base::x_at, Base::grad_at,
+      Base::y_at, Base::streams, Base::allocate, Base::start_backward, Base::finish_forward, Base::finish_backward,
+      Base::for_runs, Base::add_gradient;
+  using typename Base::T;
+
+  const int64_t chunks = max<int64_t>(1, ceil_div(p.pixels, kPlanarPiece));
+  const int64_t piece_channels = max<int64_t>(1, min(group_channels, kPlanarPiece / max<int64_t>(1, p.pixels)));
+  const int64_t pieces = ceil_div(group_channels, piece_channels) * chunks;
+
+  // Calls f(image, channel, first pixel, end pixel) for the channels of a piece.
+  template <class F>
+  INLINE void for_channels(int64_t unit, int64_t piece, const F& f) const {
+    const int64_t b = unit / p.groups, first_channel = unit % p.groups * group_channels;
+    const int64_t first = piece / chunks * piece_channels, n = min(piece_channels, group_channels - first);
+    const int64_t begin = piece % chunks * kPlanarPiece, end = min(p.pixels, begin + kPlanarPiece);
+    for (int64_t c = 0; c < n; ++c) f(b, first_channel + first + c, begin, end);
+  }
+
+  Moments piece_moments(int64_t unit, int64_t piece) const {
+    int64_t n = 0, sampled = 0;
+    for_channels(unit, piece, [&](int64_t, int64_t, int64_t begin, int64_t end) { n += end - begin; });
+    const int64_t sample = ceil_div(n, kSample);
+    Vec<T> total{};
+    for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
+      end = min(end, begin + sample - sampled);
+      for_runs(begin, end, [&](int64_t x, int64_t, int64_t, int64_t length) {
+        for (int64_t i = 0; i < length; i += L) total += load(x_at(b, c) + x + i, length - i);
+        sampled += length;
+      });
+    });
+    const T pivot = sum<T>(total) / T(max<int64_t>(sampled, 1));
+
+    Vec<T> sums[4] = {}, squares[4] = {};
+    const auto add = [&](int j, Vec<T> d) { sums[j] += d, squares[j] += d * d; };
+    for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
+      for_runs(begin, end, [&](int64_t offset, int64_t, int64_t, int64_t length) {
+        const S* x = x_at(b, c) + offset;
+        int64_t i = 0;
+        for (; i + 4 * L <= length; i += 4 * L) {
+          UNROLL(4)
+          for (int j = 0; j < 4; ++j) add(j, load(x + i + j * L) - pivot);
+        }
+        for (; i + L <= length; i += L) add(0, load(x + i) - pivot);
+        if (i < length) add(0, keep<T>(load(x + i, length - i) - pivot, length - i));
+      });
+    });
+    return about(pivot, n, sum<T>(sums[0] + sums[1] + (sums[2] + sums[3])),
+                 sum<T>(squares[0] + squares[1] + (squares[2] + squares[3])));
+  }
+
+  // kKeep leaves dz in y, where write finds it.
+  template <Activation A, bool kKeep>
+  void gradient_sums(int64_t unit, int64_t piece, T* sums) const {
+    for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
+      const auto kc = splat<false>(k, b * padded + c);
+      Vec<T> dz{}, dz_d{};
+      for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
+        const S *x = x_at(b, c) + x_offset, *grad = grad_at(b, c) + grad_offset;
+        [[maybe_unused]] S* y = y_at(b, c) + pixel;
+        int64_t i = 0;
+        for (; i + L <= length; i += L) {
+          const Vec<T> kept = this->template add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
+          if constexpr (kKeep) store(y + i, kept);
+        }
+        if (i == length) return;
+        const int64_t rest = length - i;
+        const Vec<T> kept = this->template add_gradient<A>(load(x + i, rest), load(grad + i, rest), kc, dz, dz_d);
+        if constexpr (kKeep) store(y + i, kept, rest);
+      });
+      *sums++ = sum<T>(dz);
+      *sums++ = sum<T>(dz_d);
+    });
+  }
+
+  // kKeep finds dz, which is past the activation, in y.
+  template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
+  void write(int64_t unit, int64_t piece) const {
+    for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
+      const auto kc = splat<kBackward>(k, b * padded + c);
+      for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
+        const S *x = x_at(b, c) + x_offset, *grad = kBackward ? grad_at(b, c) + grad_offset : nullptr;
+        S* y = y_at(b, c) + pixel;
+        if constexpr (kKeep) grad = y;
+        int64_t i = 0;
+        for (; i + L <= length; i += L) {
+          if constexpr (kBackward)
+            put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc, p.activation));
+          else
+            put<kStream>(y + i, normalise<A, T>(load(x + i), kc, p.activation));
+        }
+        if (i == length) return;
+        const int64_t rest = length - i;
+        if constexpr (kBackward)
+          store(y + i, gradient<A, T>(load(x + i, rest), load(grad + i, rest), kc, p.activation), rest);
+        else
+          store(y + i, normalise<A, T>(load(x + i, rest), kc, p.activation), rest);
+      });
+    });
+  }
+
+  void forward() {
+    const bool streamed = streams(p.size[p.dims - 1]);
+    const int64_t units = p.batch * p.groups;
+    Moments* moments;
+    T* none;
+    allocate(units * pieces, 0, &moments, &none);
+    two_sweeps(
+        units, pieces, group_channels * p.pixels,
+        [&](int64_t unit, int64_t piece) { moments[unit * pieces + piece] = piece_moments(unit, piece); },
+        [&](int64_t unit) {
+          const Moments* parts = moments + unit * pieces;
+          finish_forward(unit / p.groups, unit % p.groups, combine(pieces, [&](int64_t i) { return parts[i]; }));
+        },
+        [&](int64_t unit, int64_t piece) {
+          if (!p.y) return;
+          dispatch_usual(p.activation, [&]<Activation A>() {
+            streamed ? write<A, false, true>(unit, piece) : write<A, false, false>(unit, piece);
+          });
+        });
+  }
+
+  void backward() {
+    constexpr bool kCanKeep = sizeof(S) == sizeof(T);  // half precision would round dz
+    const bool keep = kCanKeep && p.activation != Activation::linear && group_elements * sizeof(S) <= kKeptBytes;
+    const bool streamed = !keep && streams(p.size[p.dims - 1]);
+    const int64_t units = p.batch * p.groups, width = 2 * piece_channels;
+    Moments* none;
+    T* sums;
+    allocate(0, units * pieces * width, &none, &sums);
+    start_backward();
+    two_sweeps(
+        units, pieces, group_channels * p.pixels,
+        [&](int64_t unit, int64_t piece) {
+          T* out = sums + (unit * pieces + piece) * width;
+          dispatch_usual(p.activation, [&]<Activation A>() {
+            keep ? gradient_sums<A, kCanKeep>(unit, piece, out) : gradient_sums<A, false>(unit, piece, out);
+          });
+        },
+        [&](int64_t unit) {
+          const int64_t g = unit % p.groups;
+          finish_backward(unit / p.groups, g, [&](int64_t c) {
+            c -= g * group_channels;
+            GradientSums s{};
+            for (int64_t i = 0; i < chunks; ++i) {
+              const int64_t piece = unit * pieces + c / piece_channels * chunks + i;
+              const T* part = sums + piece * width + c % piece_channels * 2;
+              s.dz += part[0], s.dz_d += part[1];
+            }
+            return s;
+          });
+        },
+        [&](int64_t unit, int64_t piece) {
+          if (keep) return write<Activation::linear, true, false, true>(unit, piece);
+          dispatch_usual(p.activation, [&]<Activation A>() {
+            streamed ? write<A, true, true>(unit, piece) : write<A, true, false>(unit, piece);
+          });
+        });
+  }
+};
+
+}  // namespace
+
+void group_norm_planar_kernel(const GroupNormParams& p) {
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    PlanarGroupNorm<S> norm{{p}};
+    p.backward ? norm.backward() : norm.forward();
+  });
+}
+
+}  // namespace imagegen::IMAGEGEN_CAPABILITY
