@@ -122,21 +122,22 @@ struct InnermostGroupNorm : GroupNorm<S> {
 
   template <Activation A, bool kBackward, bool kStream>
   void write(int64_t b, int64_t piece) const {
-    const int64_t begin = piece * piece_pixels, end = min(p.pixels, begin + piece_pixels);
+    const int64_t begin = piece * piece_pixels, end = min(p.pixels, begin + piece_pixels), channels = p.channels;
+    const Coefficients<T> k = this->k;  // a copy of what stores cannot reach
     for_tiles(b, begin, end,
-              [&](const S* x, const S* grad, int64_t pixel, int64_t m, int64_t x_stride, int64_t grad_stride) {
-                S* y = static_cast<S*>(p.y) + (b * p.pixels + pixel) * p.channels;
-                for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride, y += p.channels) {
+              [=, this](const S* x, const S* grad, int64_t pixel, int64_t m, int64_t x_stride, int64_t grad_stride) {
+                S* y = static_cast<S*>(p.y) + (b * p.pixels + pixel) * channels;
+                for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride, y += channels) {
                   int64_t c = 0;
-                  for (; c + L <= p.channels; c += L) {
+                  for (; c + L <= channels; c += L) {
                     const auto kc = neighbours<kBackward>(k, b * padded + c);
                     if constexpr (kBackward)
                       put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
                     else
                       put<kStream>(y + c, normalise<A, T>(load(x + c), kc, p.activation));
                   }
-                  if (c == p.channels) continue;
-                  const int64_t rest = p.channels - c;
+                  if (c == channels) continue;
+                  const int64_t rest = channels - c;
                   const auto kc = neighbours<kBackward>(k, b * padded + c);
                   if constexpr (kBackward)
                     store(y + c, gradient<A, T>(load(x + c, rest), load(grad + c, rest), kc, p.activation), rest);
