@@ -10,16 +10,20 @@ SOURCES := setup.py build_backend/backend.py CMakeLists.txt $(shell find csrc -t
 # Whatever environment is active and whatever PYTHONPATH names, .venv is what runs.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
+# Most tests keep one core busy, so they run in as many processes; threads that spin would starve the other process's.
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
+PROCESSES ?= 2
+
 .PHONY: demo test test-all lint format bench gpu resources clean
 
 demo: $(VENV)/.built
 	OMP_WAIT_POLICY=passive $(BIN)/python -m imagegen demo --out out # spinning threads starve each other on a busy machine
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check

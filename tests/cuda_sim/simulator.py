@@ -1,5 +1,6 @@
 """Builds an op's CUDA sources with the simulator and loads them as torch.ops.imagegen_sim.*, on CPU tensors."""
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -69,10 +70,15 @@ def _build(sources, options, linking, libraries, suffix):
     for path in sorted({*sources, *HERE.rglob("*.h"), *HERE.rglob("*.cuh"), *(ROOT / "csrc").rglob("*.*h")}):
         key.update(path.read_bytes())
     built = ROOT / f"build/cuda_sim/{sources[-2].stem}_{key.hexdigest()[:16]}{suffix}"
-    if built.exists():
-        return built
     built.parent.mkdir(parents=True, exist_ok=True)
+    with open(built.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes: one builds, the others wait
+        if not built.exists():
+            _compile(command, sources, options, [*linking, *libraries], built)
+    return built
 
+
+def _compile(command, sources, options, linking, built):
     objects, compiling = [], []
     for source in sources:
         objects.append(built.with_name(f"{built.name}_{source.parent.name}_{source.stem}.o"))
@@ -81,11 +87,10 @@ def _build(sources, options, linking, libraries, suffix):
         compiling.append(subprocess.Popen([*command, *own, *language, "-c", source, "-o", objects[-1]]))
     assert all(process.wait() == 0 for process in compiling), "the simulator did not compile"
     temporary = built.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, *linking, *objects, "-o", temporary, *libraries], check=True)
+    subprocess.run([command[0], *objects, "-o", temporary, *linking], check=True)
     temporary.rename(built)
     for path in objects:
         path.unlink()
-    return built
 
 
 def _unwatched(options):
