@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &cpu_capabilities,
         "Instruction sets of this machine that kernels were built for, best last.");
   m.def("cpu_capability", [] { return kCpuCapabilityNames[static_cast<int>(cpu_capability())]; });
+  m.def("cpu_is_intel", &cpu_is_intel);
   m.def("conv_algorithm", &conv_algorithm);
   m.def("output_cache_bytes", &output_cache_bytes);
   m.def("output_cache_limit", &output_cache_limit);

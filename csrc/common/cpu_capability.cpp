@@ -43,4 +43,13 @@ void set_cpu_capability(CpuCapability capability) {
   current().store(capability);
 }
 
+bool cpu_is_intel() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 }  // namespace imagegen

@@ -15,6 +15,8 @@ constexpr const char* kCpuCapabilityNames[] = {"baseline", "avx2", "avx512", "av
 CpuCapability cpu_capability();
 CpuCapability best_cpu_capability();
 void set_cpu_capability(CpuCapability capability);
+// Whether the machine's processor is one for which Intel's libraries take their best kernels.
+bool cpu_is_intel();
 
 // The instruction set that computes a dtype: double is for gradient checks, and built once, in the baseline; the
 // avx512_bf16 kernels are built for bf16 alone.

@@ -8,6 +8,7 @@ from diffusers.models.unets import unet_2d_blocks
 
 from .. import ops
 from ..integrations.diffusers import AttnProcessor
+from .linear import is_pointwise
 from .modules import (
     Conv2d,
     Fusion,
@@ -158,9 +159,8 @@ def _doubles(upsample):
 
 
 def _is_pointwise(conv):
-    """Whether the convolution is a matrix product per pixel that nobody watches."""
-    plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
-    return type(conv) is torch.nn.Conv2d and plain and unobserved([conv])
+    """Whether the convolution is torch's matrix product per pixel and nobody watches it."""
+    return type(conv) is torch.nn.Conv2d and is_pointwise(conv) and unobserved([conv])
 
 
 def _add_pointwise_(y, conv, x):

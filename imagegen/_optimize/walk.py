@@ -5,7 +5,7 @@ import sys
 import torch
 
 from ..ops import _backend
-from . import channels_last, modules
+from . import channels_last, linear, modules
 from .report import Left, Replaced, Report
 
 
@@ -16,6 +16,7 @@ def optimize(model, *, verbose=False):
 
     - torch.nn.Conv2d of 3x3, stride 1 and padding 1, torch.nn.ConvTranspose2d that doubles the size, and
       torch.nn.GroupNorm;
+    - on CPUs for which MKL has no kernels of its own, torch.nn.Linear and torch.nn.Conv2d of 1x1: by oneDNN;
     - in torch.nn.Sequential, as one op each: nearest-2x Upsample, convolution and activation; GroupNorm, activation,
       convolution and activation, or the first or last two of them; transposed convolution, BatchNorm2d in eval and
       activation;
@@ -37,14 +38,15 @@ def optimize(model, *, verbose=False):
         more to do.
     Raises: TypeError if model is neither.
     """
-    names, report = {}, Report()
+    names, report, passes = {}, Report(), _replacements()
+    ours = {kind for kinds in passes for kind in kinds}
     for root, prefix in _roots("optimize", model):
         for name, module in root.named_modules(prefix=prefix):
             names.setdefault(module, name)
-    for kinds in _replacements():
+    for kinds in passes:
         replacements = {kind.__base__: kind for kind in kinds}
         for module in names:
-            _replace(module, names, replacements, report)
+            _replace(module, names, replacements, ours, report)
     report.moved = [names[module] for module in channels_last.move(names)]
     if verbose:
         print(report)
@@ -77,20 +79,22 @@ def _roots(function, model):
 def _replacements():
     """The classes that replace their bases: first the layers, then the containers that make something of them."""
     if "diffusers" not in sys.modules:
-        return modules.LAYERS, modules.CONTAINERS
+        return linear.LAYERS, modules.LAYERS, modules.CONTAINERS
     from . import diffusers
 
-    return (*modules.LAYERS, *diffusers.LAYERS), (*modules.CONTAINERS, *diffusers.CONTAINERS)
+    return linear.LAYERS, (*modules.LAYERS, *diffusers.LAYERS), (*modules.CONTAINERS, *diffusers.CONTAINERS)
 
 
-def _replace(module, names, replacements, report):
+def _replace(module, names, replacements, ours, report):
     """Give the module the class that replaces its own, if there is one and nothing stands against it."""
     kind = replacements.get(type(module))
     if kind is None:
         report.kept += type(module) in replacements.values()
         for base in replacements:
-            if isinstance(module, base) and type(module) not in replacements.values() and base.__name__ != "Sequential":
-                report.left.append(Left(names[module], base.__name__, f"it is a subclass, {type(module).__name__}"))
+            left = Left(names[module], base.__name__, f"it is a subclass, {type(module).__name__}")
+            named = base in _UNNAMED or left in report.left  # by the pass before
+            if isinstance(module, base) and type(module) not in ours and not named:
+                report.left.append(left)
         return
     for fusion in kind.fusions(module):
         name = names[fusion.module]
@@ -116,8 +120,12 @@ def _observed(module, fusion):
 def _missing_kernel(fusion):
     """None where the fusion's op has a kernel or a library for the modules' device, else why each backend has not."""
     devices = {p.device.type for module in (fusion.module, *fusion.parts) for p in module.parameters(recurse=False)}
-    if _backend.forced is not None:
+    if _backend.forced is not None or fusion.by == linear.LIBRARY:
         return None
     implementations = _backend.implementations(fusion.by)
     reasons = (_backend.why_eager(fusion.by, implementations, device) for device in devices or {"cpu"})
     return next(filter(None, reasons), None)
+
+
+# Whose subclasses are so many and so different that naming them says nothing.
+_UNNAMED = (torch.nn.Sequential, torch.nn.Linear)

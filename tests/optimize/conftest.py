@@ -1,10 +1,16 @@
 import pytest
 
 from imagegen import ops
-from imagegen._optimize import walk
+from imagegen._optimize import linear, walk
 from imagegen.ops import _backend
 
 OPS = ("attention", "conv2d", "conv_transpose2d", "group_norm", "group_norm_factors", "upsample_conv2d")
+
+
+@pytest.fixture(autouse=True)
+def one_library(monkeypatch):
+    """Whatever the processor, linear layers stay with MKL but where a test says otherwise."""
+    monkeypatch.setattr(linear, "FASTER", False)
 
 
 @pytest.fixture(autouse=True)
