@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import compare, contestant, dispatch, report, suite, timing
+from . import compare, contestant, dispatch, report, result_file, suite, timing
 
 
 def main(arguments=None):
@@ -29,21 +29,21 @@ def run(options):
     if not chosen:
         print("no benchmark matches; suites: " + "; ".join(f"{s}: {', '.join(suite.find(s))}" for s in suite.SUITES))
         return 1
-    before = report.load(options.out) if options.append and options.out and Path(options.out).exists() else None
+    before = result_file.load(options.out) if options.append and options.out and Path(options.out).exists() else None
 
     def save(result):
         if options.out:
-            report.save(runner.merge(before, result) if before else result, options.out)
+            result_file.save(runner.merge(before, result) if before else result, options.out)
 
     def on_case(result, rows):
         """Write the file after every case: a long run that is broken off is not lost."""
         save(result)
         if not options.quick:
-            print(f"{rows[0]['op']} {report.setting(rows[0])}")
+            print(f"{rows[0]['op']} {result_file.setting(rows[0])}")
             print(report.aligned(*report.row_table(rows)), end="\n\n", flush=True)
 
     if options.quick:
-        print(f"imagegen against eager PyTorch, {report.threads(threads[0])}: verified, then timed", flush=True)
+        print(f"imagegen against eager PyTorch, {result_file.threads(threads[0])}: verified, then timed", flush=True)
     result = runner.run(
         chosen,
         on_case,
@@ -73,13 +73,13 @@ def write_reports(options):
 
 
 def compare_files(options):
-    print(compare.compare(report.load(options.a), report.load(options.b)))
+    print(compare.compare(result_file.load(options.a), result_file.load(options.b)))
     return 0
 
 
 def write_dispatch(options):
     """Rewrites the whole table: every file it is to rest on has to be named."""
-    dispatch.TABLE.write_text(dispatch.source(dispatch.fastest([report.load(file) for file in options.files])))
+    dispatch.TABLE.write_text(dispatch.source(dispatch.fastest([result_file.load(file) for file in options.files])))
     print(dispatch.TABLE)
     return 0
 

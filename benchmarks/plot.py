@@ -2,7 +2,7 @@
 
 import math
 
-from .report import setting
+from .result_file import setting
 
 try:
     from matplotlib.figure import Figure

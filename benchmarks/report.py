@@ -1,25 +1,14 @@
 """A result file as Markdown tables and plots."""
 
-import json
 import math
 import sys
 from pathlib import Path
 
+from . import plot
+from .result_file import load, setting, threads
 from .timing import geometric_mean
 
 OURS = "imagegen"
-
-
-def load(file):
-    return json.loads(Path(file).read_text())
-
-
-def save(result, file):
-    """One row per line, so that a change of one measurement is a change of one line."""
-    head = {key: value for key, value in result.items() if key != "rows"}
-    rows = ",\n".join(json.dumps(row) for row in result["rows"])
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(json.dumps(head, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n]}}\n')
 
 
 def markdown(result, plots=()):
@@ -131,8 +120,6 @@ def aligned(head, lines):
 
 def write(file, folder):
     """Write FILE's report and plots into the folder; the names of what was written."""
-    from . import plot
-
     result = load(file)
     folder.mkdir(parents=True, exist_ok=True)
     plots = []
@@ -143,17 +130,6 @@ def write(file, folder):
     target = folder / f"{Path(file).stem}.md"
     target.write_text(markdown(result, plots))
     return target, *plots
-
-
-def setting(row):
-    """What the rows of one table have in common."""
-    return (
-        f"{row['dtype']}, {row['direction']}, {row['device'] if row['device'] == 'cuda' else threads(row['threads'])}"
-    )
-
-
-def threads(n):
-    return f"{n} thread{'s' * (n > 1)}"
 
 
 def _sections(rows):

@@ -18,3 +18,9 @@ def empty_like_heads(x):
     if H > 1 and L > 1 and x.stride(1) < x.stride(2):
         return x.new_empty(B, L, H, D).transpose(1, 2)
     return x.new_empty(B, H, L, D)
+
+
+def empty_model_input(x, copies, dtype):
+    """An uninitialised tensor for `copies` of x, one after the other along the batch."""
+    shape = (copies * x.size(0), *x.shape[1:])
+    return x.new_empty(shape, dtype=dtype).to(memory_format=memory_format(x))

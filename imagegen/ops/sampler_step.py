@@ -6,7 +6,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._check import DTYPES, check_dtype, check_same_device, check_same_dtype, check_shape
-from ._layout import memory_format
+from ._layout import empty_model_input
 from .eager.sampler_step import columns
 from .randn import check_counter, signed
 
@@ -321,17 +321,12 @@ def _check_row(x, row, step, slots):
 def _fake(x, slots, *rest):
     *_, store, copies, shared, dtype = rest
     outputs = [torch.empty_like(x) for _ in range(store + (not shared))]
-    return outputs + ([new_model_input(x, copies, dtype)] if copies else [])
+    return outputs + ([empty_model_input(x, copies, dtype)] if copies else [])
 
 
 def _fake_inplace(state, *rest):
     *_, copies, dtype = rest
-    return new_model_input(state[0], copies, dtype)
-
-
-def new_model_input(x, copies, dtype):
-    shape = (copies * x.size(0), *x.shape[1:])
-    return x.new_empty(shape, dtype=dtype).to(memory_format=memory_format(x))
+    return empty_model_input(state[0], copies, dtype)
 
 
 def _sampler_step_triton(x, slots, *arguments):

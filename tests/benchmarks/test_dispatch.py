@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import contestant, dispatch, report, runner, suite
+from benchmarks import contestant, dispatch, result_file, runner, suite
 from imagegen.ops import _backend, _measured
 
 
@@ -82,13 +82,13 @@ def test_rows_of_other_providers_suites_and_devices_are_left_out():
 
 def test_the_command_writes_what_the_package_reads(tmp_path, monkeypatch, capsys):
     file, written = tmp_path / "gpu.json", tmp_path / "_measured.py"
-    report.save(result(*sizes((1e6, {"eager": 1}), (1.234e11, {"eager": 2, "cuda": 1, "triton": 3}))), file)
+    result_file.save(result(*sizes((1e6, {"eager": 1}), (1.234e11, {"eager": 2, "cuda": 1, "triton": 3}))), file)
     monkeypatch.setattr(dispatch, "TABLE", written)
     assert command.main(["dispatch", str(file)]) == 0
     assert capsys.readouterr().out.strip() == str(written)
     module = {}
     exec(written.read_text(), module)
-    assert module["FASTEST"] == dispatch.fastest([report.load(file)])
+    assert module["FASTEST"] == dispatch.fastest([result_file.load(file)])
     if shutil.which("ruff"):
         subprocess.run(["ruff", "format", "--check", "--line-length=120", "--isolated", written], check=True)
         subprocess.run(["ruff", "check", "--select=I,F,E", "--line-length=120", "--isolated", written], check=True)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import compare, plot, report
+from benchmarks import compare, plot, report, result_file
 
 LAYOUTS = ("nchw", "channels_last")
 ENVIRONMENT = {
@@ -79,8 +79,8 @@ def result():
 
 def test_json_round_trip(result, tmp_path):
     file = tmp_path / "new" / "a.json"
-    report.save(result, file)
-    assert report.load(file) == result
+    result_file.save(result, file)
+    assert result_file.load(file) == result
     assert len(file.read_text().splitlines()) >= len(result["rows"])
     assert json.dumps(result["rows"][0]) + "," in file.read_text().splitlines()
 
@@ -141,7 +141,7 @@ def test_the_quick_table_takes_the_better_layout(result):
 
 def test_report_writes_markdown_and_plots(result, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    report.save(result, tmp_path / "a.json")
+    result_file.save(result, tmp_path / "a.json")
     assert cli.main(["report", str(tmp_path / "a.json"), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / name) for name in ("a.md", "a-conv.png")]
     assert "![conv](a-conv.png)" in (tmp_path / "out" / "a.md").read_text()
@@ -150,7 +150,7 @@ def test_report_writes_markdown_and_plots(result, tmp_path, capsys):
 
 def test_report_without_matplotlib_says_so(result, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "Figure", None)
-    report.save(result, tmp_path / "a.json")
+    result_file.save(result, tmp_path / "a.json")
     assert cli.main(["report", str(tmp_path / "a.json")]) == 0
     assert "pip install matplotlib" in capsys.readouterr().err
     assert (tmp_path / "a.md").exists() and not list(tmp_path.glob("*.png"))
@@ -192,7 +192,7 @@ def test_compare_tells_changes_from_noise(result, tmp_path, capsys):
     failed["passed"] = False
     other["rows"].pop()
     for name, content in (("a", result), ("b", other)):
-        report.save(content, tmp_path / f"{name}.json")
+        result_file.save(content, tmp_path / f"{name}.json")
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     text = capsys.readouterr().out
     assert "commit: 0123456789ab -> ba9876543210" in text

@@ -2,8 +2,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layout import empty_model_input
 from ..eager.sampler_step import first_pass
-from ..sampler_step import new_model_input
 from .randn_kernel import noise as make_noise
 
 BLOCK = 256  # counters a program, of four elements each
@@ -13,7 +13,7 @@ def sampler_step(x, slots, *arguments):
     """The operator `sampler_step`."""
     *operands, store, copies, shared, dtype = arguments
     stored = torch.empty_like(x) if store else None
-    model_input = new_model_input(x, copies, dtype) if copies else None
+    model_input = empty_model_input(x, copies, dtype) if copies else None
     slots = [None if h.shape != x.shape else h for h in slots]
     if shared:  # x' is the first copy
         _run(x, slots, *operands, model_input[: len(x)], stored, model_input[len(x) :] if copies > 1 else None, False)
@@ -27,7 +27,7 @@ def sampler_step_(state, *arguments):
     """The operator `sampler_step_`."""
     *operands, copies, dtype = arguments
     x, *slots = state.unbind()
-    model_input = new_model_input(x, copies, dtype)
+    model_input = empty_model_input(x, copies, dtype)
     _run(x, slots, *operands, x, None, model_input if copies else None, True)
     return model_input
 
