@@ -127,15 +127,16 @@ def test_transposed_and_strided_masks(kind, backend, device):
 
 @needs_cpu
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("kind", ["scores", "keys", "by key", "every second key"])
+@pytest.mark.parametrize("kind", ["scores", "scores of each image", "keys", "by key", "every second key"])
 def test_masks_of_many_keys(kind, causal, capability):
     """Blocks of keys that nothing sees at both ends and in between, queries whose keys lie in the last ones alone."""
-    q, k, v = make(1, 2, 2, 45, 1310, 16)
-    mask = torch.rand(45, 1310) < 0.3
+    q, k, v = make(2, 2, 2, 150, 1310, 16)  # with two threads several blocks of queries
+    mask = torch.rand(150, 1310) < 0.3
     mask[:, :260], mask[:, 500:800], mask[:, 1290:] = False, False, False
     mask[3, :1200], mask[44] = False, False
     mask = {
         "scores": mask,
+        "scores of each image": torch.stack([mask, mask.flip(1)])[:, None],
         "keys": mask[:1],
         "by key": mask.T.contiguous().T,
         "every second key": torch.stack([mask, ~mask], -1).flatten(1)[:, ::2],

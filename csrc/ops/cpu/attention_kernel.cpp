@@ -16,10 +16,11 @@ class AttentionForward {
   static constexpr int L = kLanes<T>, kPanel = 2 * L;
   static constexpr int64_t kKeys = kMostKeys, kKeyBytes = 512 << 10;            // of a block, K and V together
   static constexpr int64_t kQueries = 2048, kQueryElements = int64_t{1} << 19;  // while the threads have enough to do
+  static constexpr int64_t kSeenBytes = 2 << 20;  // what a block of queries sees of all keys
 
   const AttentionParams& p;
   const AttentionRows &q_rows, &k_rows;
-  const int64_t steps, chunks, key_block, seen_keys;
+  const int64_t steps, chunks, key_block, seen_keys, seen_runs;
   int64_t query_block;
   const T scale;  // of scores, in units of log2
 
@@ -32,8 +33,11 @@ class AttentionForward {
         chunks(ceil_div(steps, L)),
         key_block(key_block_for(p.k_len, p.head_dim)),
         seen_keys(kMostSeenKeys / key_block * key_block),
+        seen_runs(hides_scores() ? max<int64_t>(1, ceil_div(p.k_len, seen_keys)) : 0),
         scale(T(p.scale * kLog2e)) {
-    const int64_t most = max<int64_t>(1, min(kQueries, kQueryElements / p.head_dim) / kPanel) * kPanel;
+    int64_t panels = min(kQueries, kQueryElements / p.head_dim) / kPanel;
+    if (hides_scores()) panels = min(panels, kSeenBytes / (seen_runs * kSeenOfPanel * int64_t(sizeof(SeenBits))));
+    const int64_t most = max<int64_t>(1, panels) * kPanel;
     query_block = min(most, round_up(p.q_len, kPanel));
     while (query_block > 2 * kPanel && num_threads() > 1 && items() < 4 * num_threads())
       query_block = round_up(query_block / 2, kPanel);
@@ -43,14 +47,18 @@ class AttentionForward {
     const int64_t n = items();
     parallel_claim(n, [&](const auto& claim) {
       const Scratch scratch(*this);
+      int64_t seen_from = -1, seen_mask = 0;  // of which scratch holds the bits
       for (int64_t item; (item = claim()) < n;) {
-        const int64_t blocks = ceil_div(p.q_len, query_block), head = item / blocks;
-        run_block(scratch, head / p.heads, head % p.heads, item % blocks * query_block);
+        const Place here = place(item), next = place(min(n - 1, item + num_threads()));  // most likely
+        const int64_t mask = here.b * p.mask.batch_stride + here.h * p.mask.head_stride;
+        run_block(scratch, here, next, here.first == seen_from && mask == seen_mask);
+        seen_from = here.first, seen_mask = mask;
       }
     });
   }
 
  private:
+  bool hides_scores() const { return p.mask.kind == AttentionMaskKind::boolean || p.causal; }
   int64_t items() const { return p.batch * p.heads * ceil_div(p.q_len, query_block); }
 
   // Keys are cut into equal blocks of whole groups; few keys are one block.
@@ -71,11 +79,11 @@ class AttentionForward {
     T* q;                        // [panel][step][kPanel]
     T* o;                        // [panel][head_dim][kPanel]
     S* rows;                     // [row][head_dim]: of q or k, normalised and rotated, where they are
-    SeenBits* seen;              // [panel][2][kSeenStride], of some blocks of keys
+    SeenBits* seen;              // [run of blocks of keys][panel][kSeenOfPanel]
 
     explicit Scratch(const AttentionForward& a) {
       const int64_t panels = a.query_block / kPanel, keys = round_up(a.key_block, 2);
-      const int64_t seen_stride = 2 * kSeenStride * sizeof(SeenBits) / sizeof(T);
+      const int64_t seen_stride = kSeenOfPanel * sizeof(SeenBits) / sizeof(T);
       q_stride = a.steps * kPanel, o_stride = a.p.head_dim * kPanel;
       const int64_t sizes[] = {ceil_div(a.key_block, kRows) * a.chunks * kRows * L,
                                round_up(steps_of<E>(a.key_block) * a.p.head_dim + L, L),
@@ -86,7 +94,7 @@ class AttentionForward {
                                panels * q_stride,
                                panels * o_stride,
                                a.q_rows.any() || a.k_rows.any() ? max<int64_t>(kPanel, keys) * a.p.head_dim : 0,
-                               a.p.mask.kind == AttentionMaskKind::boolean || a.p.causal ? panels * seen_stride : 0};
+                               a.seen_runs * panels * seen_stride};
       T *rows_at, *seen_at;
       T** const parts[] = {&k, &v, &s, &alpha, &top, &sum, &q, &o, &rows_at, &seen_at};
       int64_t total = 0;
@@ -97,8 +105,20 @@ class AttentionForward {
     }
   };
 
-  void run_block(const Scratch& w, int64_t b, int64_t h, int64_t first) const {
-    const int64_t n = min(query_block, p.q_len - first), kv_head = h / (p.heads / p.kv_heads);
+  // A block of queries of a head. Heads take turns before a block: the bits of a mask that they share are made once by
+  // each thread. Made by every head, they took 12 % of 8 heads of 4096 keys, most of it for reading 16 MB again.
+  struct Place {
+    int64_t b, h, first, kv_head;
+  };
+  Place place(int64_t item) const {
+    const int64_t h = item % p.heads;
+    return {item / p.heads % p.batch, h, item / (p.batch * p.heads) * query_block, h / (p.heads / p.kv_heads)};
+  }
+
+  // sees: the bits of what these queries see are there.
+  void run_block(const Scratch& w, const Place& place, const Place& next, bool sees) const {
+    const auto& [b, h, first, kv_head] = place;
+    const int64_t n = min(query_block, p.q_len - first), panels = ceil_div(n, kPanel);
     const S* q = at(p.q, b, h, first);
     const S* k = at(p.k, b, kv_head, 0);
     const S* v = at(p.v, b, kv_head, 0);
@@ -109,14 +129,26 @@ class AttentionForward {
       const Rows k_in = prepare(k_rows, {k + k0 * p.k.row_stride, p.k.row_stride}, keys, b, kv_head, k0, w.rows);
       pack_rows<E>(k_in.p, k_in.stride, keys, p.head_dim, w.k);
       pack_steps<E>(v + k0 * p.v.row_stride, p.v.row_stride, keys, p.head_dim, w.v);
+      const bool last = k0 + keys >= seen;
+      const int64_t next_k0 = last ? 0 : k0 + keys, next_keys = min(key_block, p.k_len - next_k0);
+      const int64_t groups = RowGroups(keys).count, parts = RowGroups(p.head_dim).count;
+      const auto& [next_b, next_h, next_first, next_kv_head] = last ? next : place;
+      const auto next_rows = [&](const auto& x) {
+        const S* const from = at(x, next_b, next_kv_head, next_k0);
+        return RowsToCome<const S>(from, x.row_stride, next_keys, p.head_dim, panels * groups);
+      };
+      RowsToCome<const S> next_k = next_rows(p.k), next_v = next_rows(p.v);
       for_panels(n, [&]<int V>(int64_t panel, int64_t rows) {
-        const int64_t query = first + panel * kPanel, next = min(n, (panel + 1) * kPanel);
-        if (k0 == 0)
-          prefetch_rows<0>(q + next * p.q.row_stride, p.q.row_stride, min<int64_t>(kPanel, n - next), p.head_dim);
-        if (k0 + keys >= seen) prefetch_rows<1>(at(p.out, b, h, query), p.out.row_stride, rows, p.head_dim);
+        const int64_t query = first + panel * kPanel, later = min(n, (panel + 1) * kPanel);
+        RowsToCome<const S> next_q(q + later * p.q.row_stride, p.q.row_stride,
+                                   k0 == 0 ? min<int64_t>(kPanel, n - later) : 0, p.head_dim, groups);
+        RowsToCome<S> out(at(p.out, b, h, query), p.out.row_stride, last ? rows : 0, p.head_dim, parts);
         if (k0 == 0) begin<V>(w, panel, b, h, query, rows);
-        attend<V>(w, panel, ScoreMask<T, V>(p, b, h, query), ScoreMask<T, V>(p, b, h, query + kPanel), k0, keys);
-        if (k0 + keys >= seen) finish<V>(w, panel, b, h, query, rows);
+        const ScoreMask<T, V> mask(p, b, h, query), next_mask(p, b, h, query + kPanel);
+        attend<V>(
+            w, panel, mask, next_mask, k0, keys, sees, [&] { next_q.ask(), next_k.ask(), next_v.ask(); },
+            [&] { out.ask(); });
+        if (last) finish<V>(w, panel, b, h, query, rows);
       });
       k0 += keys;
     } while (k0 < seen);
@@ -158,10 +190,11 @@ class AttentionForward {
     return static_cast<Element*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
   }
 
-  // One panel of queries against one block of keys.
-  template <int V>
+  // One panel of queries against one block of keys; what is asked for beside scores and values comes next.
+  template <int V, class BesideScores, class BesideValues>
   void attend(const Scratch& w, int64_t panel, const ScoreMask<T, V>& mask, const ScoreMask<T, V>& next_mask,
-              int64_t k0, int64_t keys) const {
+              int64_t k0, int64_t keys, bool sees, const BesideScores& beside_scores,
+              const BesideValues& beside_values) const {
     T* top = w.top + panel * kPanel;
     T* o = w.o + panel * w.o_stride;
     const T* q = w.q + panel * w.q_stride;
@@ -170,8 +203,8 @@ class AttentionForward {
     const SeenBits* seen = nullptr;
     int64_t last = keys;  // keys past it are seen by none
     if (mask.hides(k0 - in_run, run)) {
-      SeenBits* const bits = w.seen + panel * 2 * kSeenStride;
-      if (in_run == 0) mask.see(k0, run, bits);
+      SeenBits* const bits = w.seen + (k0 / seen_keys * query_block / kPanel + panel) * kSeenOfPanel;
+      if (in_run == 0 && !sees) mask.see(k0, run, bits);
       seen = bits + in_run;
       last = mask.last_seen(seen, keys);
       if (last == 0 && k0 > 0) return;
@@ -182,7 +215,8 @@ class AttentionForward {
     const RowGroups groups(keys);
     int64_t n = 0;  // keys scored: whole groups, until all that is seen is in
     for (int64_t g = 0; n == 0 || n < last; n = groups.first(++g)) {
-      if (in_run == 0) next_mask.prefetch(k0, run, g, groups.count);
+      beside_scores();
+      if (in_run == 0 && !sees) next_mask.prefetch(k0, run, g, groups.count);
       score_tile_for_rows<E, V>(groups.rows(g))(w.k + g * chunks * kRows * L, q, steps, w.s + n * V * L, top,
                                                 seen ? seen + n : nullptr);
     }
@@ -207,9 +241,11 @@ class AttentionForward {
 
     const RowGroups parts(p.head_dim);
     const int64_t key_steps = steps_of<E>(keys);
-    for (int64_t g = 0; g < parts.count; ++g)
+    for (int64_t g = 0; g < parts.count; ++g) {
+      beside_values();
       value_tile_for_rows<E, V>(parts.rows(g))(w.v + parts.first(g) * key_steps, w.s, steps_of<E>(n),
                                                o + parts.first(g) * V * L, k0 ? w.alpha : nullptr);
+    }
   }
 
   template <int V>

@@ -12,11 +12,12 @@ template <class T>
 constexpr T kInfinity = T(__builtin_inf());
 
 // Bit i says whether query i of a vector sees a key: one instruction hides a vector of scores while they are still in
-// registers. Of a panel there are [V][kSeenStride], a bit of each key. They are made for several blocks of keys at
-// once: a mask that exceeds the second-level cache is read in long runs.
+// registers. Of a panel and a run of several blocks of keys there are [V][kSeenStride], a bit of each key: a mask that
+// exceeds the second-level cache is read in long runs.
 using SeenBits = uint16_t;
 constexpr int kMostKeys = 16 * kRows, kMostSeenKeys = 3 * kMostKeys;
 constexpr int kKeysOfWords = kVectorBytes / 2, kSeenStride = kMostSeenKeys + kKeysOfWords;
+constexpr int kSeenOfPanel = 2 * kSeenStride;
 
 template <class T>
 INLINE Vec<T> hide_unseen(Vec<T> s, SeenBits seen) {
