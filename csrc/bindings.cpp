@@ -7,7 +7,7 @@
 
 #include "common/conv_algorithm.h"
 #include "common/cpu_capability.h"
-#include "common/output_cache.h"
+#include "common/kept_memory.h"
 #include "common/weight_cache.h"
 
 #ifndef IMAGEGEN_CUDA_ARCHITECTURES
@@ -55,10 +55,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return kCpuCapabilityNames[static_cast<int>(cpu_capability())]; });
   m.def("cpu_is_intel", &cpu_is_intel);
   m.def("conv_algorithm", &conv_algorithm);
-  m.def("output_cache_bytes", &output_cache_bytes);
-  m.def("output_cache_limit", &output_cache_limit);
-  m.def("set_output_cache_limit", &set_output_cache_limit);
-  m.def("clear_output_cache", &clear_output_cache);
+  m.def("output_cache_bytes", &kept_bytes);
+  m.def("output_cache_limit", &kept_limit);
+  m.def("set_output_cache_limit", &set_kept_limit);
+  m.def("clear_output_cache", &clear_kept);
   m.def("weight_cache_bytes", &weight_cache_bytes);
   m.def("weight_cache_misses", &weight_cache_misses);
   m.def("weight_cache_limit", &weight_cache_limit);

@@ -22,6 +22,7 @@ struct ProductConvWeightParams {
 }  // namespace imagegen
 
 #ifdef IMAGEGEN_CAPABILITY
+#include "kept_memory.h"
 #include "parallel.h"
 #include "tile_transform.h"
 
@@ -115,7 +116,8 @@ class ProductConvWeight {
     // Sums outlive a block only where there is another.
     const int64_t n_sums = tiles > block ? panels * groups.count * kSums : 0;
     const size_t bytes = (n_x + n_d + n_sums) * sizeof(T);
-    T* const x = static_cast<T*>(allocate(bytes));
+    const KeptBlock kept = take_kept(bytes);
+    T* const x = static_cast<T*>(kept.p);
     T* const d = x + n_x;
     T* const sums = d + n_d;  // [panel][group of rows][weight][row][kPanel]
 
@@ -155,7 +157,7 @@ class ProductConvWeight {
         }
       });
     }
-    release(x, bytes);
+    give_back(kept);
   }
 
  private:

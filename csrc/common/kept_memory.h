@@ -1,0 +1,28 @@
+// Large blocks of memory that are gone, kept for the next ones.
+//
+// Fresh pages cost up to 10 us per 4 KB in a virtual machine (20 ms for 33 MB, 2.5 ms on huge pages), where normalising
+// as much takes 3 ms and convolving 36. Memory that is kept is paged in already, on huge pages.
+#pragma once
+#include <cstddef>
+
+namespace imagegen {
+
+struct KeptBlock {
+  void* p;
+  size_t bytes;  // at least those asked for
+};
+
+// The smallest kept block that is large enough and at most a quarter too large, or a fresh one. Below 4 MB malloc keeps
+// memory by itself.
+KeptBlock take_kept(size_t bytes);
+void give_back(KeptBlock block);
+constexpr size_t kSmallestKept = size_t{4} << 20;
+
+size_t kept_bytes();
+// A sixteenth of the machine's memory unless set otherwise. What was not used for longest goes first; with 0 nothing is
+// kept.
+size_t kept_limit();
+void set_kept_limit(size_t bytes);
+void clear_kept();
+
+}  // namespace imagegen
