@@ -1,6 +1,7 @@
 import torch
 
-from .. import ops
+from .. import _library, ops
+from ..ops._check import autocasts
 from ._plain_conv import check_plain
 
 
@@ -10,6 +11,8 @@ class UpsampleConv2d(torch.nn.Conv2d):
     Replaces torch.nn.Sequential(torch.nn.Upsample(scale_factor=2), torch.nn.Conv2d(cin, cout, 3, padding=1)) and
     loads the state_dict of that Conv2d unchanged.
     """
+
+    _packed = None  # or a list: empty, or the weight that was packed, its version then, and it packed
 
     def __init__(self, in_channels, out_channels, bias=True, activation="linear", device=None, dtype=None):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device, dtype=dtype)
@@ -23,9 +26,49 @@ class UpsampleConv2d(torch.nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         return self.train(conv.training)
 
+    def pack_weight(self):
+        """Keep the weight as the CUDA kernels multiply by it, for calls without gradients. Returns self.
+
+        It is packed anew once torch has counted a write to the weight: in place, by an optimizer or load_state_dict, or
+        by to(). Where something else writes, through .data, in another library or in a replayed CUDA graph, call this
+        again; a graph captured with a packed weight keeps that. Elsewhere than on CUDA it changes nothing.
+        """
+        self._packed = []
+        return self
+
     def forward(self, x):
-        return ops.upsample_conv2d(x, self.weight, self.bias, activation=self.activation)
+        packed = None if self._packed is None else self._packed_weight(x)
+        return ops.upsample_conv2d(x, self.weight, self.bias, activation=self.activation, packed_weight=packed)
+
+    def _packed_weight(self, x):
+        weight = self.weight
+        if torch.compiler.is_compiling() or weight.is_inference() or autocasts(x) or not _packs(weight):
+            return None
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, self.bias)):
+            return None
+        # The old weight is kept alive beside what was made of it: no other one can come to lie where it lay.
+        if not self._packed or not _is_view_of(weight, self._packed[0]) or weight._version != self._packed[1]:
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None  # what a graph makes is there only when it is replayed
+            weight = weight.detach()
+            self._packed = [weight, weight._version, _library.op("upsample_conv2d_pack_weight")(weight)]
+        return self._packed[2]
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        if self._packed:
+            state["_packed"] = []  # a copy packs its own weight
+        return state
 
     def extra_repr(self):
         bias = "" if self.bias is not None else ", bias=False"
         return f"{self.in_channels}, {self.out_channels}{bias}, activation={self.activation!r}"
+
+
+def _packs(weight):
+    operator = "upsample_conv2d_pack_weight"
+    return weight.is_cuda and weight.dtype != torch.float64 and _library.why_missing(operator, "cuda") is None
+
+
+def _is_view_of(a, b):
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()

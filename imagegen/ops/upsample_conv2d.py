@@ -5,12 +5,12 @@ import torch
 from .. import _library
 from . import _backend, _bilinear, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import check_conv3x3, check_dtype, check_same_device, check_same_dtype
+from ._check import autocasts, check_conv3x3, check_dtype, check_same_device, check_same_dtype
 from ._layout import memory_format
 from .eager.upsample_conv2d import moments as moments_of
 
 
-def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, backend=None):
+def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, packed_weight=None, backend=None):
     """Upsample x twofold by nearest neighbour, convolve it 3x3 with padding 1, add a bias and activate.
 
         y = act(conv2d(nearest2x(x), weight, padding=1) + bias)
@@ -28,6 +28,9 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, 
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
         moments: the num_groups of the normalisation that follows, to have what it asks of y while y is made: on CUDA
             and Triton by the same kernel, elsewhere by a pass over y. None: not asked for.
+        packed_weight: torch.ops.imagegen.upsample_conv2d_pack_weight(weight), which CUDA otherwise makes at every call:
+            a launch and 0.5 to 12 % of the op as predicted. Nobody looks whether weight has changed since. Not read
+            elsewhere, nor where autocast or gradients ask for weight itself. nn.UpsampleConv2d.pack_weight keeps one.
         backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
 
     Returns: (B, Cout, 2H, 2W) in x's dtype and memory format; with moments also mean and biased variance of each
@@ -40,9 +43,11 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, 
     Source: Winograd, "Arithmetic Complexity of Computations", 1980, on data where every pixel appears twice.
     """
     _check(x, weight, bias, activation, moments)
+    if packed_weight is not None:
+        _check_packed(packed_weight, weight)
     flop = 72 * x.numel() * weight.size(0)
     run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
-    return run(x, weight, bias, activation, moments)
+    return run(x, weight, bias, activation, moments, packed_weight)
 
 
 def _declines(backend, x):
@@ -63,19 +68,40 @@ def _check(x, weight, bias, activation, moments=None):
         )
 
 
-def _eager(x, weight, bias, activation, moments):
+def _check_packed(packed, weight):
+    op = "upsample_conv2d"
+    check_same_device(op, "packed_weight", packed, weight, "weight")
+    check_same_dtype(op, "packed_weight", packed, weight, "weight")
+    if tuple(packed.shape) != (_packed_size(weight),) or not packed.is_contiguous():
+        raise ValueError(
+            f"{op}: packed_weight must be what upsample_conv2d_pack_weight makes of a weight of shape "
+            f"{tuple(weight.shape)}, got a tensor of shape {tuple(packed.shape)}"
+        )
+
+
+def _packed_size(weight):
+    """As csrc/ops/cuda/upsample_conv2d_params.h lays it out: blocks of channels, twos of 32 bytes of depth."""
+    n, depth, size = weight.size(0), weight.size(1), weight.element_size()
+    block = 32 if n <= 32 else 64 if n <= 64 else 128
+    return 9 * (-(-n // block) * block) * (-(-depth * size // 64) * 64) // size
+
+
+def _eager(x, weight, bias, activation, moments, packed_weight):
     y = eager.upsample_conv2d(x, weight, bias, activation)
     return y if moments is None else (y, moments_of(y, moments))
 
 
-def _kernel(operator, with_moments):
-    def run(x, weight, bias, activation, moments):
+def _kernel(operator, with_moments, with_packed=None):
+    def run(x, weight, bias, activation, moments, packed_weight):
         needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
         if needs_grad and activation != "linear":
             # The fused activation leaves nothing to differentiate it by: apart, it costs a pass over y in training, and
             # saves the whole convolution that its gradient would otherwise have to repeat.
             y = ACTIVATIONS[activation](operator(x, weight, bias, "linear"))
             return y if moments is None else (y, moments_of(y, moments))
+        if packed_weight is not None and with_packed is not None and not needs_grad and not autocasts(x):
+            found = with_packed(x, packed_weight, bias, activation, weight.size(0), moments or 0)
+            return found[0] if moments is None else found
         if moments is not None:
             return with_moments(x, weight, bias, activation, moments)
         return operator(x, weight, bias, activation)
@@ -199,6 +225,16 @@ def _backward_moments(C, X, W):
     return backward
 
 
+def _fake_pack_weight(weight):
+    return weight.new_empty(_packed_size(weight))
+
+
+def _fake_packed(x, packed_weight, bias, activation, cout, groups):
+    b, _, h, w = x.shape
+    y = x.new_empty(b, cout, 2 * h, 2 * w).to(memory_format=memory_format(x))
+    return y, x.new_empty(b, groups, 2, dtype=torch.float32)
+
+
 def _fake_backward_input(grad, weight):
     b, _, h, w = grad.shape
     return grad.new_empty(b, weight.size(1), h // 2, w // 2).to(memory_format=memory_format(grad))
@@ -265,11 +301,14 @@ for twin in ("", "_triton"):
         autocast=(0, 1, 2),
     )
 
-_native = _kernel(_library.op("upsample_conv2d"), _library.op("upsample_conv2d_moments"))
+_library.register("upsample_conv2d_pack_weight", fake=_fake_pack_weight)
+_library.register("upsample_conv2d_packed", fake=_fake_packed)
+
+_native = _library.op("upsample_conv2d"), _library.op("upsample_conv2d_moments")
 
 _IMPLEMENTATIONS = {
     "eager": _eager,
-    "cpu": _native,
-    "cuda": _native,
+    "cpu": _kernel(*_native),
+    "cuda": _kernel(*_native, _library.op("upsample_conv2d_packed")),
     "triton": _kernel(_library.op("upsample_conv2d_triton"), _library.op("upsample_conv2d_moments_triton")),
 }

@@ -32,29 +32,19 @@ int main(int, char** arguments) {
   const GatherPixelsParams gather{x.data(), {C * H * W, H * W, W, 1}, gathered.data(), dtype, B, C, H, W, C};
   ran &= upsample_conv2d_gather_kernel(gather, nullptr) == cudaSuccess;
 
-  const auto packed = [&](bool transposed, WeightOrder order, int block, int chunk_bytes) {
-    PackWeightParams p{weight.data(),
-                       transposed ? 9 : C * 9,
-                       transposed ? C * 9 : 9,
-                       3,
-                       1,
-                       nullptr,
-                       dtype,
-                       order,
-                       transposed ? C : O,
-                       transposed ? O : C,
-                       block,
-                       chunk_bytes / size};
-    auto made = ones(packed_size(p), dtype);
+  const auto packed = [&](bool transposed, int block) {
+    PackWeightParams p{weight.data(), transposed ? 9 : C * 9, transposed ? C * 9 : 9, 3,    1, nullptr,
+                       dtype,         transposed ? C : O,     transposed ? O : C,     block};
+    auto made = ones(packed_bytes(p.n, p.depth * size, block) / size, dtype);
     p.packed = made.data();
     ran &= upsample_conv2d_pack_kernel(p, nullptr) == cudaSuccess;
     return made;
   };
   for (int multiprocessors : {1, 1000}) {  // wide tiles, small tiles
-    const auto forward_weight = packed(false, WeightOrder::mma, 32, 64);
+    const auto forward_weight = packed(false, 32);
     UpsampleConv2dParams p{};
     p.x = {gathered.data(), H * W * C, W * C, C, static_cast<int>(C)};
-    p.weight = forward_weight.data(), p.bias = bias.data(), p.y = y.data();
+    p.weight = forward_weight.data(), p.weight_block = 32, p.bias = bias.data(), p.y = y.data();
     p.y_channels_last = multiprocessors == 1, p.dtype = dtype, p.activation = Activation::silu;
     p.batch = B, p.height = H, p.width = W, p.cout = O, p.multiprocessors = multiprocessors;
     float moments[2 * 3];
@@ -63,17 +53,15 @@ int main(int, char** arguments) {
     ran &= upsample_conv2d_kernel(p, nullptr) == cudaSuccess;
 
     if (dtype == Dtype::bf16) {
-      const auto warpgroup_weight = packed(false, WeightOrder::wgmma, 32, 64);
-      p.weight = warpgroup_weight.data();
       ran &= upsample_conv2d_wgmma_kernel(p, nullptr) == cudaSuccess;
-      const auto passes_weight = packed(false, WeightOrder::wgmma_passes, 128, 32);
-      p.weight = passes_weight.data();
+      const auto passes_weight = packed(false, 128);
+      p.weight = passes_weight.data(), p.weight_block = 128;
       ran &= upsample_conv2d_wgmma_passes_kernel(p, nullptr) == cudaSuccess;
     }
 
-    const auto backward_weight = packed(true, WeightOrder::mma, 64, 32);
+    const auto backward_weight = packed(true, 64);
     p.x = {grad.data(), 4 * H * W * O, 2 * W * O, O, static_cast<int>(O)};
-    p.weight = backward_weight.data(), p.bias = nullptr, p.moments = nullptr, p.y = dx.data(),
+    p.weight = backward_weight.data(), p.weight_block = 64, p.bias = nullptr, p.moments = nullptr, p.y = dx.data(),
     p.activation = Activation::linear;
     p.cout = C;
     ran &= upsample_conv2d_backward_input_kernel(p, nullptr) == cudaSuccess;

@@ -1,6 +1,7 @@
 """What can be said of upsample_conv2d's CUDA kernels without a GPU: values, races and bounds in the simulator;
 registers, spills and matrix instructions of what nvcc makes. test_upsample_conv2d.py runs them where there is a GPU."""
 
+import copy
 import itertools
 import re
 from collections import Counter
@@ -12,9 +13,11 @@ from cuda_sim import simulator
 from helpers import DTYPES, LAYOUTS, check, relative_error, tolerance
 from test_cuda_build import needs_nvcc
 
-from imagegen.ops import eager
+from imagegen import _library, nn, ops
+from imagegen.ops import _backend, eager
 from imagegen.ops._activation import ACTIVATIONS
 from imagegen.ops.eager.upsample_conv2d import moments as moments_of
+from imagegen.ops.upsample_conv2d import _fake_pack_weight, _fake_packed, _kernel
 
 # (B, C, Cout, H, W): one pixel, channels and pixels that fill no tile, several tiles and chunks in each direction.
 SHAPES = [(1, 1, 1, 1, 1), (2, 19, 35, 5, 7), (1, 72, 40, 17, 9)]
@@ -239,6 +242,121 @@ def test_moments_of_nothing_in_the_simulator():
         RuntimeError, match="moments must be a number of groups that divides weight's 6 output channels"
     ):
         operators().upsample_conv2d_moments(x, w, b, "linear", 4)
+
+
+# ---- weights packed beforehand
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+@pytest.mark.parametrize("cin, cout", [(5, 3), (40, 64), (24, 98), (33, 160)])
+def test_a_weight_packed_beforehand(cin, cout, architecture, monkeypatch):
+    """One order for all kernels: blocks of 32, 64 and 128 channels, whole and not."""
+    monkeypatch.setenv("SIM_ARCHITECTURE", architecture)
+    x, w, b = make((2, cin, cout, 17, 9), torch.bfloat16, "channels_last")
+    packed = operators().upsample_conv2d_pack_weight(w.mT.contiguous().mT)
+    y, moments = operators().upsample_conv2d_packed(x, packed, b, "silu", cout, 0)
+    assert torch.equal(y, operators().upsample_conv2d(x, w, b, "silu")) and moments.shape == (2, 0, 2)
+    expected = operators().upsample_conv2d_moments(x, w, b, "silu", cout)
+    assert all(map(torch.equal, operators().upsample_conv2d_packed(x, packed, b, "silu", cout, cout), expected))
+
+
+def test_opcheck_of_packed_weights():
+    for name, fake in (("pack_weight", _fake_pack_weight), ("packed", _fake_packed)):
+        operators()  # whose namespace it is
+        torch.library.register_fake(f"imagegen_sim::upsample_conv2d_{name}", fake)
+    for cin, cout, dtype in ((5, 3, torch.float32), (33, 65, torch.bfloat16), (0, 40, torch.float16)):
+        x, w, b = make((1, cin, cout, 3, 4), dtype, "channels_last")
+        pack = operators().upsample_conv2d_pack_weight
+        torch.library.opcheck(pack, (w,))
+        torch.library.opcheck(operators().upsample_conv2d_packed, (x, pack(w), b, "linear", cout, 1))
+
+
+def test_errors_of_packed_weights():
+    x, w, b = make((1, 5, 40, 3, 4))
+    packed = operators().upsample_conv2d_pack_weight(w)
+    message = (
+        "upsample_conv2d: packed_weight must be what upsample_conv2d_pack_weight makes of a weight of shape "
+        r"\(40, 5, 3, 3\), got a tensor of shape \(9215,?\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        operators().upsample_conv2d_packed(x, packed[1:], b, "linear", 40, 0)
+    with pytest.raises(ValueError, match=message):
+        ops.upsample_conv2d(x, w, b, packed_weight=packed[1:])
+    message = "upsample_conv2d: packed_weight must have weight's dtype torch.float32, got torch.float16"
+    with pytest.raises(TypeError, match=message):
+        ops.upsample_conv2d(x, w, b, packed_weight=packed.half())
+    for wrong in (w[0], w.double()):
+        with pytest.raises(RuntimeError, match=r"_pack_weight: (weight must have shape|the cuda kernel takes)"):
+            operators().upsample_conv2d_pack_weight(wrong)
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    """nn.UpsampleConv2d runs in the simulator, and a list fills with the weights that it packs."""
+    packed = []
+
+    def pack(weight):
+        packed.append(weight)
+        return operators().upsample_conv2d_pack_weight(weight)
+
+    simulated = _kernel(*(getattr(operators(), f"upsample_conv2d{part}") for part in ("", "_moments", "_packed")))
+    monkeypatch.setitem(_backend.implementations("upsample_conv2d"), "cpu", simulated)
+    monkeypatch.setattr("imagegen.nn.upsample_conv2d._packs", lambda weight: True)
+    monkeypatch.setattr(_library, "op", lambda name: {"upsample_conv2d_pack_weight": pack}[name])
+    return packed
+
+
+def _in_place(module):
+    with torch.no_grad():
+        module.weight.mul_(2)
+
+
+def _optimizer_step(module):
+    module.weight.grad = torch.ones_like(module.weight)
+    torch.optim.SGD([module.weight], lr=0.1).step()
+
+
+def _load(module):
+    module.load_state_dict(nn.UpsampleConv2d(6, 8).state_dict())
+
+
+def _replace(module):
+    for _ in range(2):  # the second may well lie where the first one lay
+        module.weight = torch.nn.Parameter(torch.randn_like(module.weight))
+
+
+def _to_and_back(module):
+    module.bfloat16().float()
+
+
+def _data_and_pack(module):
+    module.weight.data.neg_()
+    module.pack_weight()
+
+
+@pytest.mark.parametrize("change", [_in_place, _optimizer_step, _load, _replace, _to_and_back, _data_and_pack])
+def test_a_module_packs_its_weight_once(change, packing):
+    module, x = nn.UpsampleConv2d(6, 8).pack_weight(), torch.randn(1, 6, 3, 4)
+    with torch.no_grad():
+        for times in (1, 2):
+            for _ in range(2):
+                expected = plain()(x.double(), module.weight.double(), module.bias.double())
+                assert relative_error(module(x), expected) <= 1e-5
+            assert len(packing) == times
+            with torch.enable_grad():
+                change(module)
+
+
+def test_a_module_with_gradients_or_autocast_takes_the_weight_itself(packing):
+    module, x = nn.UpsampleConv2d(6, 8).pack_weight(), torch.randn(1, 6, 3, 4)
+    assert module(x).shape == (1, 8, 6, 8) and not packing
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module(x)
+    assert not packing
+    with torch.no_grad():
+        y, twin = module(x), copy.deepcopy(module)
+        assert torch.equal(twin(x), y)
+    assert [p.data_ptr() for p in packing] == [m.weight.data_ptr() for m in (module, twin)]
 
 
 def test_what_the_cuda_kernels_do_not_take():

@@ -12,7 +12,6 @@ namespace imagegen {
 namespace {
 
 using cuda::PixelImages;
-using cuda::WeightOrder;
 
 constexpr int kPieceBytes = 16;
 
@@ -59,41 +58,38 @@ Images as_pixels(const Tensor& x, Dtype dtype, cudaStream_t stream) {
   return {{copy.const_data_ptr(), H * W * channels, W * channels, channels, static_cast<int>(channels)}, copy};
 }
 
-// The nine products' weights. Made at every call: looking whether a weight has changed reads as much of it as packing
-// does and then has half of the writing to save, and version counters miss writes through .data. Predicted on H200, at
-// 4.3 TB/s and 2 us for the launch, as a share of the op:
+// The nine products' weights, of the transposed convolution for the gradient of x. What is not handed in packed is
+// packed at every call: looking whether a weight has changed reads as much of it as packing does and then has half of
+// the writing to save, and version counters miss writes through .data, those of other libraries and replayed graphs.
+// Predicted on H200, at 4.3 TB/s and 2 us for the launch, as a share of the op:
 //   (1, 512, 128, 128)  4.2 of 136 us  3 %       (1, 256, 512, 512)  2.6 of 546 us  0.5 %
-//   (1, 512, 256, 256)  4.2 of 544 us  0.8 %     (8, 320, 32, 32)    2.9 of  25 us  11 %
-struct Blocking {
-  WeightOrder order;
-  int block, chunk_bytes;
-};
-Tensor pack_weight(const Tensor& weight, bool transposed, Dtype dtype, const Blocking& blocking, cudaStream_t stream) {
+//   (1, 512, 256, 256)  4.2 of 544 us  0.8 %     (8, 320, 32, 32)    3.0 of  25 us  12 %
+Tensor pack_weight(const Tensor& weight, bool transposed, Dtype dtype, cudaStream_t stream) {
   const int n = transposed ? 1 : 0, depth = 1 - n;
-  cuda::PackWeightParams p{weight.const_data_ptr(),
-                           weight.stride(n),
-                           weight.stride(depth),
-                           weight.stride(2),
-                           weight.stride(3),
-                           nullptr,
-                           dtype,
-                           blocking.order,
-                           weight.size(n),
-                           weight.size(depth),
-                           blocking.block,
-                           blocking.chunk_bytes / static_cast<int>(weight.element_size())};
-  const Tensor packed = new_like(weight, packed_size(p));
-  p.packed = packed.mutable_data_ptr();
+  const int block = cuda::weight_block(weight.size(n), transposed ? cuda::kBackwardChannels : cuda::kForwardChannels);
+  const int64_t bytes = cuda::packed_bytes(weight.size(n), weight.size(depth) * weight.element_size(), block);
+  const Tensor packed = new_like(weight, bytes / weight.element_size());
+  const cuda::PackWeightParams p{weight.const_data_ptr(),
+                                 weight.stride(n),
+                                 weight.stride(depth),
+                                 weight.stride(2),
+                                 weight.stride(3),
+                                 packed.mutable_data_ptr(),
+                                 dtype,
+                                 weight.size(n),
+                                 weight.size(depth),
+                                 block};
   check_launch("upsample_conv2d", cuda::upsample_conv2d_pack_kernel(p, stream));
   return packed;
 }
 
 // What forward and gradient of x, which writes y's place, have in common.
-cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, const Tensor& y, Dtype dtype,
-                                     const UpsampleConv2dShape& s, const CudaScope& scope) {
+cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, int least_block, const Tensor& y,
+                                     Dtype dtype, const UpsampleConv2dShape& s, const CudaScope& scope) {
   cuda::UpsampleConv2dParams p{};
   p.x = x.pixels;
   p.weight = packed.const_data_ptr();
+  p.weight_block = cuda::weight_block(y.size(1), least_block);
   p.y = y.mutable_data_ptr();
   p.y_channels_last = is_channels_last(y);
   p.dtype = dtype, p.allow_tf32 = allow_tf32(y);
@@ -107,32 +103,29 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, cons
 // 197 us, wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in
 // whole blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the
 // GPU: below, mma has smaller ones.
-struct Forward {
-  cudaError_t (*kernel)(const cuda::UpsampleConv2dParams&, cudaStream_t);
-  Blocking blocking;
-};
+using Forward = cudaError_t (*)(const cuda::UpsampleConv2dParams&, cudaStream_t);
 Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act, bool channels_last,
                        const CudaScope& scope) {
-  constexpr Blocking passes{WeightOrder::wgmma_passes, 128, 32}, at_once{WeightOrder::wgmma, 32, 64};
+  constexpr int passes = 128, at_once = cuda::kForwardChannels;  // channels of y of a block
   const int64_t tiles = s.batch * ((s.height + 15) / 16) * ((s.width + 7) / 8);
-  const auto blocks = [&](const Blocking& blocking) { return (s.cout + blocking.block - 1) / blocking.block; };
-  const auto fills_gpu = [&](const Blocking& blocking) {
-    return s.height > 8 && tiles * blocks(blocking) >= scope.multiprocessors();
+  const auto blocks = [&](int channels) { return (s.cout + channels - 1) / channels; };
+  const auto fills_gpu = [&](int channels) {
+    return s.height > 8 && tiles * blocks(channels) >= scope.multiprocessors();
   };
   const bool has_wgmma = scope.runs_sm90a() && dtype != Dtype::f32;
   const bool passes_take = channels_last && s.cout % 2 == 0 && (act == Activation::linear || act == Activation::silu);
-  const bool passes_win = 136 * blocks(passes) * passes.block <= 151 * blocks(at_once) * at_once.block;
-  if (has_wgmma && passes_take && passes_win && fills_gpu(passes))
-    return {cuda::upsample_conv2d_wgmma_passes_kernel, passes};
-  if (has_wgmma && fills_gpu(at_once)) return {cuda::upsample_conv2d_wgmma_kernel, at_once};
-  return {cuda::upsample_conv2d_kernel, {WeightOrder::mma, 32, 64}};
+  const bool passes_win = 136 * blocks(passes) * passes <= 151 * blocks(at_once) * at_once;
+  if (has_wgmma && passes_take && passes_win && fills_gpu(passes)) return cuda::upsample_conv2d_wgmma_passes_kernel;
+  if (has_wgmma && fills_gpu(at_once)) return cuda::upsample_conv2d_wgmma_kernel;
+  return cuda::upsample_conv2d_kernel;
 }
 
-// y, and its moments in so many groups of channels where there are any.
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
-                                   const std::string& activation, int64_t groups) {
+// y, and its moments in so many groups of channels where there are any. packed() is the packed weight.
+template <class Packed>
+std::tuple<Tensor, Tensor> forward(const UpsampleConv2dShape& s, const Tensor& x, const Packed& packed,
+                                   const std::optional<Tensor>& bias_in, const std::string& activation,
+                                   int64_t groups) {
   constexpr const char* op = "upsample_conv2d";
-  const UpsampleConv2dShape s = check_upsample_conv2d(x, weight, bias_in);
   const Activation act = check_activation(op, "activation", activation);
   const Dtype dtype = check_dtype(op, "x", x);
   check_kernel_takes(op, "x", x);
@@ -142,9 +135,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
   if (y.numel() == 0) return {y, torch::stable::zero_(moments)};
   const Images images = as_pixels(x, dtype, scope.stream);
   const std::optional<Tensor> bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
-  const Forward chosen = choose_forward(s, dtype, act, is_channels_last(y), scope);
-  const Tensor packed = pack_weight(weight, false, dtype, chosen.blocking, scope.stream);
-  cuda::UpsampleConv2dParams p = params_of(images, packed, y, dtype, s, scope);
+  const Tensor weight = packed(dtype, scope.stream);
+  cuda::UpsampleConv2dParams p = params_of(images, weight, cuda::kForwardChannels, y, dtype, s, scope);
   p.bias = bias ? bias->const_data_ptr() : nullptr;
   p.activation = act;
   std::optional<Tensor> lots;
@@ -152,8 +144,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
     lots = torch::stable::empty({cuda::upsample_conv2d_lots_bytes(p)}, ScalarType::Byte, std::nullopt, x.device());
     p.moments = static_cast<float*>(moments.mutable_data_ptr()), p.groups = groups, p.lots = lots->mutable_data_ptr();
   }
-  check_launch(op, chosen.kernel(p, scope.stream));
+  check_launch(op, choose_forward(s, dtype, act, is_channels_last(y), scope)(p, scope.stream));
   return {y, moments};
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                   const std::string& activation, int64_t groups) {
+  const auto packed = [&](Dtype dtype, cudaStream_t stream) { return pack_weight(weight, false, dtype, stream); };
+  return forward(check_upsample_conv2d(x, weight, bias), x, packed, bias, activation, groups);
 }
 
 Tensor upsample_conv2d_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -168,6 +166,27 @@ std::tuple<Tensor, Tensor> upsample_conv2d_moments_cuda(const Tensor& x, const T
   return forward(x, weight, bias, activation, groups);
 }
 
+Tensor upsample_conv2d_pack_weight_cuda(const Tensor& weight) {
+  constexpr const char* op = "upsample_conv2d_pack_weight";
+  check_upsample_conv2d_weight(op, weight);
+  check_kernel_takes(op, "weight", weight);
+  const CudaScope scope(weight);
+  return pack_weight(weight, false, check_dtype(op, "weight", weight), scope.stream);
+}
+
+std::tuple<Tensor, Tensor> upsample_conv2d_packed_cuda(const Tensor& x, const Tensor& weight,
+                                                       const std::optional<Tensor>& bias, const std::string& activation,
+                                                       int64_t cout, int64_t groups) {
+  const UpsampleConv2dShape s = check_upsample_conv2d_packed(x, weight, bias, cout);
+  const int64_t bytes =
+      cuda::packed_bytes(cout, s.cin * x.element_size(), cuda::weight_block(cout, cuda::kForwardChannels));
+  IMAGEGEN_CHECK(weight.dim() == 1 && weight.is_contiguous() && weight.size(0) * x.element_size() == bytes,
+                 "upsample_conv2d: packed_weight must be what upsample_conv2d_pack_weight makes of a weight of shape (",
+                 cout, ", ", s.cin, ", 3, 3), got a tensor of shape ", shape_string(weight));
+  if (groups != 0) check_upsample_conv2d_groups(groups, cout);
+  return forward(s, x, [&](Dtype, cudaStream_t) { return weight; }, bias, activation, groups);
+}
+
 Tensor upsample_conv2d_backward_input_cuda(const Tensor& grad, const Tensor& weight) {
   constexpr const char* op = "upsample_conv2d_backward_input";
   const UpsampleConv2dShape s = check_upsample_conv2d_backward_input(grad, weight);
@@ -177,8 +196,8 @@ Tensor upsample_conv2d_backward_input_cuda(const Tensor& grad, const Tensor& wei
   Tensor y = new_empty_4d(grad, {s.batch, s.cin, s.height, s.width}, is_channels_last(grad));
   if (y.numel() == 0) return y;
   const Images images = as_pixels(grad, dtype, scope.stream);
-  const Tensor packed = pack_weight(weight, true, dtype, {WeightOrder::mma, 64, 32}, scope.stream);
-  const cuda::UpsampleConv2dParams p = params_of(images, packed, y, dtype, s, scope);
+  const Tensor packed = pack_weight(weight, true, dtype, scope.stream);
+  const cuda::UpsampleConv2dParams p = params_of(images, packed, cuda::kBackwardChannels, y, dtype, s, scope);
   check_launch(op, cuda::upsample_conv2d_backward_input_kernel(p, scope.stream));
   return y;
 }
@@ -208,6 +227,8 @@ Tensor upsample_conv2d_backward_weight_cuda(const Tensor& grad, const Tensor& x)
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CUDA, m) {
   m.impl("upsample_conv2d", TORCH_BOX(&upsample_conv2d_cuda));
   m.impl("upsample_conv2d_moments", TORCH_BOX(&upsample_conv2d_moments_cuda));
+  m.impl("upsample_conv2d_pack_weight", TORCH_BOX(&upsample_conv2d_pack_weight_cuda));
+  m.impl("upsample_conv2d_packed", TORCH_BOX(&upsample_conv2d_packed_cuda));
   m.impl("upsample_conv2d_backward_input", TORCH_BOX(&upsample_conv2d_backward_input_cuda));
   m.impl("upsample_conv2d_backward_weight", TORCH_BOX(&upsample_conv2d_backward_weight_cuda));
 }

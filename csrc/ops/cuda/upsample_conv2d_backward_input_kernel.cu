@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(T::kThreads) backward_input_kernel(const __gri
   const int64_t i0 = tile / tiles_w * T::kHeight, j0 = tile % tiles_w * T::kWidth;
   const int chunks = (p.x.channels + T::kChunk - 1) / T::kChunk;
   const S* const grad = static_cast<const S*>(p.x.p) + b * p.x.batch_stride;
-  const S* const weight = static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * chunks * T::kWeights;
+  const WeightCopies<S, T::kThreads, T::kChannels> weight(p, int64_t{blockIdx.y} * T::kChannels);
 
   // Even rows and columns begin with the tile, odd ones one before it.
   const Patch patch([&](int pixel) {
@@ -108,19 +108,22 @@ __global__ void __launch_bounds__(T::kThreads) backward_input_kernel(const __gri
   const auto load = [&](int stage, int chunk) {
     S* const to = shared + stage * T::kStage;
     patch.issue(to, grad, chunk * T::kChunk, p.x.channels);
-    copy_whole<T::kThreads, T::kWeights>(to + Patch::kSize, weight + int64_t{chunk} * T::kWeights);
+    weight.template issue<9>(to + Patch::kSize, chunk * 9);
   };
 
   float sum[T::kGroups][T::kFragments][2][4] = {};  // [16 channels][two rows of pixels][8 channels]
   for_each_chunk<T::kStages>(chunks, load, [&](int stage) {
     const S* const at = shared + stage * T::kStage;
     const S* const pixels = at + warp_row * T::kPhaseWidth * Patch::kRow;
-    const uint4* const weights = reinterpret_cast<const uint4*>(at + Patch::kSize) + warp_group * 32 + lane;
+    const S* const weights = at + Patch::kSize + (warp_group * 32 + lane) * kPackSize<S>;
     const auto products = [&](int column, const Column<T>& v) {
       v.by_rows([&](int row, const Fragment(&a)[T::kFragments]) {
 #pragma unroll
-        for (int g = 0; g < T::kGroups; ++g)
-          multiply(sum[g], a, weights[((3 * column + row) * (T::kChannels / 16) + g) * 32], typename T::Factor{});
+        for (int g = 0; g < T::kGroups; ++g) {
+          uint32_t w[4];
+          load_matrices(w, weights + ((3 * column + row) * T::kChannels + g * 16) * kStep<S>);
+          multiply(sum[g], a, w, typename T::Factor{});
+        }
       });
     };
     const auto even = Column<T>::load(pixels, 0, 0), odd = Column<T>::load(pixels, 1, 1);

@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(T::kThreads)
                       load_transposed<Patch::kRow, kLine>(at + kLine, S{})};
       };
       const auto product = [&](int number, const Fragment(&a)[kFragments], const Fragment& b) {
-        multiply(sum[number], a, uint4{b.r[0], b.r[2], b.r[1], b.r[3]}, typename T::Factor{});
+        const uint32_t w[4] = {b.r[0], b.r[2], b.r[1], b.r[3]};
+        multiply(sum[number], a, w, typename T::Factor{});
       };
       const auto products = [&](int column, const Fragment(&even)[kFragments], const Fragment(&odd)[kFragments],
                                 const Column& v) {

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   const auto load = [&](int stage, int chunk) {
     S* const to = shared + stage * T::kStage;
     tile.patch.issue(to, tile.x, chunk * T::kChunk, p.x.channels);
-    copy_whole<T::kThreads, T::kWeights>(to + Patch::kSize, tile.weight + int64_t{chunk} * T::kWeights);
+    tile.weights.template issue<18>(to + Patch::kSize, chunk * 18);
   };
 
   using Operands = Operands<S, T::kFragments, Patch::kRow, T::kPatchWidth>;
@@ -61,13 +61,15 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   for_each_chunk<T::kStages>(tile.chunks, load, [&](int stage) {
     const S* const at = shared + stage * T::kStage;
     const Operands operands(at + warp_row * T::kPatchWidth * Patch::kRow);
-    const uint4* const weights = reinterpret_cast<const uint4*>(at + Patch::kSize) + warp_channels * 32 + lane;
+    const S* const weights = at + Patch::kSize + (warp_channels * 32 + lane) * kPackSize<S>;
 #pragma unroll
     for (int step = 0; step < T::kChunk / kStep<S>; ++step) {
       const auto products = [&](int column, const typename Operands::Column& v) {
         Operands::by_rows(v, [&](int row, const Fragment(&a)[T::kFragments]) {
           const int number = 3 * column + row;
-          multiply(sum[number], a, weights[(step * 9 + number) * T::kWarpsOfChannels * 32], typename T::Factor{});
+          uint32_t w[4];
+          load_matrices(w, weights + (step * 9 + number) * T::kChannels * kStep<S>);
+          multiply(sum[number], a, w, typename T::Factor{});
         });
       };
       const auto centre = operands.column(1, step);

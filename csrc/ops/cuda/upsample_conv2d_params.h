@@ -27,27 +27,39 @@ struct GatherPixelsParams {
 };
 cudaError_t upsample_conv2d_gather_kernel(const GatherPixelsParams&, cudaStream_t);
 
-// Who multiplies by the packed weight, and so the order it lies in.
-enum class WeightOrder { mma, wgmma, wgmma_passes };
-
-// The nine products' weights [n block][pass][chunk of depth][step][product][n][depth], zeros past the ends. Sums are
-// taken in double and rounded once.
+// The nine products' weights [n block][step of depth][product][n][depth], zeros past the ends: one order for all
+// kernels, who take as many n and steps of it as they multiply by. Within a product lie squares of 8 n x 16 bytes of
+// depth, the two of a step beside each other, as fragments and wgmma both read them. Sums are taken in double and
+// rounded once.
 struct PackWeightParams {
   const void* weight;
   int64_t n_stride, depth_stride, row_stride, column_stride;
   void* packed;
   Dtype dtype;
-  WeightOrder order;
   int64_t n, depth;
-  int block, chunk;  // n of a block, depth of a chunk
+  int block;  // n of a block
 };
-int64_t packed_size(const PackWeightParams&);  // elements
+constexpr int kWeightStepBytes = 32;
+// The channels of y, or of the gradient of x, that the kernels with the smallest blocks take at a time.
+constexpr int kForwardChannels = 32, kBackwardChannels = 64;
+// Of the n of a block as few as hold them all, but no fewer than a kernel takes at a time.
+inline int weight_block(int64_t n, int least) {
+  return n <= 32 && least <= 32 ? 32 : n <= 64 && least <= 64 ? 64 : 128;
+}
+// Steps of so many bytes of depth, in twos: kernels take one or two of them at a time.
+__host__ __device__ constexpr int64_t weight_steps(int64_t depth_bytes) {
+  return (depth_bytes + 2 * kWeightStepBytes - 1) / (2 * kWeightStepBytes) * 2;
+}
+inline int64_t packed_bytes(int64_t n, int64_t depth_bytes, int block) {
+  return 9 * ((n + block - 1) / block * block) * weight_steps(depth_bytes) * kWeightStepBytes;
+}
 cudaError_t upsample_conv2d_pack_kernel(const PackWeightParams&, cudaStream_t);
 
 // y = act(conv3x3(nearest2x(x), weight) + bias), or for the gradient of x its transpose, of x = the gradient of y.
 struct UpsampleConv2dParams {
   PixelImages x;
-  const void* weight;  // packed in the kernel's order
+  const void* weight;  // packed
+  int weight_block;    // channels of y in one of its blocks
   const void* bias;    // [cout] or null
   void* y;             // (B, cout, H', W'), contiguous or channels_last
   bool y_channels_last;

@@ -29,25 +29,19 @@ __global__ void __launch_bounds__(kTile* kRows) gather_kernel(const __grid_const
 template <class S>
 constexpr int kWord = 4 / static_cast<int>(sizeof(S));  // elements of 32 bits
 
-// A thread makes one word of each of the nine products. Words of a block's n x one step: lane 4 (n % 8) + t has depth
-// kWord t + e, first of the first half of the step, then of the second; products of fragments want two times 8 n beside
-// each other, those of a warpgroup the lanes of 8 n and half a step.
+// A thread makes one word of each of the nine products. Words of a block's n x one step: of 8 n, lane 4 (n % 8) + t has
+// depth kWord t + e, first of the first half of the step, then of the second.
 template <class S>
 __global__ void __launch_bounds__(256) pack_kernel(const __grid_constant__ PackWeightParams p, int64_t words) {
-  constexpr int kStep = 32 / sizeof(S);
+  constexpr int kStep = kWeightStepBytes / sizeof(S);
   const int64_t word = int64_t{blockIdx.x} * 256 + threadIdx.x;
   if (word >= words) return;
-  const int words_of_step = p.block * 8, steps = p.chunk / kStep;
-  const int64_t chunks = (p.depth + p.chunk - 1) / p.chunk;
-  const int in_step = static_cast<int>(word % words_of_step), step = static_cast<int>(word / words_of_step % steps);
-  const int64_t chunk = word / words_of_step / steps % chunks, block = word / words_of_step / steps / chunks;
-
-  const bool fragments = p.order == WeightOrder::mma;
-  const int lane = fragments ? in_step / 4 % 32 : in_step % 32;
-  const int eight = fragments ? in_step / 128 * 2 + in_step / 2 % 2 : in_step / 64;
-  const int half = fragments ? in_step % 2 : in_step / 32 % 2;
-  const int64_t n = block * p.block + eight * 8 + lane / 4;
-  const int64_t depth = chunk * p.chunk + step * kStep + half * (kStep / 2) + lane % 4 * kWord<S>;
+  const int words_of_step = p.block * 8;
+  const int64_t steps = weight_steps(p.depth * sizeof(S));
+  const int in_step = static_cast<int>(word % words_of_step), lane = in_step % 32;
+  const int64_t step = word / words_of_step % steps, block = word / words_of_step / steps;
+  const int64_t n = block * p.block + in_step / 64 * 8 + lane / 4;
+  const int64_t depth = step * kStep + in_step / 32 % 2 * (kStep / 2) + lane % 4 * kWord<S>;
 
   double sums[kWord<S>][3][3];  // [element][column type][row type], types (S, 0, 2)
 #pragma unroll
@@ -74,7 +68,7 @@ __global__ void __launch_bounds__(256) pack_kernel(const __grid_constant__ PackW
     S at[kWord<S>];
   };
   static_assert(sizeof(Word) == 4, "a word");
-  const bool passes = p.order == WeightOrder::wgmma_passes;
+  Word* const packed = static_cast<Word*>(p.packed) + word / words_of_step * 9 * words_of_step + in_step;
 #pragma unroll
   for (int column = 0; column < 3; ++column)
 #pragma unroll
@@ -82,9 +76,7 @@ __global__ void __launch_bounds__(256) pack_kernel(const __grid_constant__ PackW
       Word made;
 #pragma unroll
       for (int e = 0; e < kWord<S>; ++e) made.at[e] = from_compute<S>(static_cast<float>(sums[e][column][row]));
-      const int64_t product = passes ? (((block * 3 + column) * chunks + chunk) * steps + step) * 3 + row
-                                     : ((block * chunks + chunk) * steps + step) * 9 + 3 * column + row;
-      static_cast<Word*>(p.packed)[product * words_of_step + in_step] = made;
+      packed[(3 * column + row) * words_of_step] = made;
     }
 }
 
@@ -98,13 +90,9 @@ cudaError_t upsample_conv2d_gather_kernel(const GatherPixelsParams& p, cudaStrea
                           [&]<class S>() { return launch(gather_kernel<S>, grid, kTile * kRows, 0, stream, p); });
 }
 
-int64_t packed_size(const PackWeightParams& p) {
-  return 9 * ((p.n + p.block - 1) / p.block * p.block) * ((p.depth + p.chunk - 1) / p.chunk * p.chunk);
-}
-
 cudaError_t upsample_conv2d_pack_kernel(const PackWeightParams& p, cudaStream_t stream) {
   return dispatch_element(p.dtype, [&]<class S>() {
-    const int64_t words = packed_size(p) / 9 / kWord<S>;
+    const int64_t words = packed_bytes(p.n, p.depth * sizeof(S), p.block) / 9 / 4;
     if (words == 0) return cudaSuccess;
     return launch(pack_kernel<S>, dim3(static_cast<unsigned>((words + 255) / 256)), 256, 0, stream, p, words);
   });

@@ -48,12 +48,12 @@ __device__ __forceinline__ Fragment rows(const Fragment& a, int half_a, const Fr
 // Left operands m, each times the 16 columns whose words a lane has in w: {columns 0-7, 8-15} x {first, second 16
 // bytes}.
 template <class S, int kFragments>
-__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments], const uint4& w,
-                                         S) {
+__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments],
+                                         const uint32_t (&w)[4], S) {
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
-    mma(c[m][0], a[m].r, w.x, w.y, S{});
-    mma(c[m][1], a[m].r, w.z, w.w, S{});
+    mma(c[m][0], a[m].r, w[0], w[1], S{});
+    mma(c[m][1], a[m].r, w[2], w[3], S{});
   }
 }
 // float as two tf32 numbers, which carry 22 of its 24 bits: three products instead of one, the smallest first.
@@ -69,18 +69,18 @@ __device__ __forceinline__ uint32_t rounded(uint32_t word) {
   return to_tf32(__uint_as_float(word));
 }
 template <int kFragments>
-__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments], const uint4& w,
-                                         Tf32) {
+__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments],
+                                         const uint32_t (&w)[4], Tf32) {
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
     const uint32_t r[4] = {rounded(a[m].r[0]), rounded(a[m].r[1]), rounded(a[m].r[2]), rounded(a[m].r[3])};
-    mma(c[m][0], r, rounded(w.x), rounded(w.y), float{});
-    mma(c[m][1], r, rounded(w.z), rounded(w.w), float{});
+    mma(c[m][0], r, rounded(w[0]), rounded(w[1]), float{});
+    mma(c[m][1], r, rounded(w[2]), rounded(w[3]), float{});
   }
 }
 template <int kFragments>
-__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments], const uint4& w,
-                                         float) {
+__device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fragment (&a)[kFragments],
+                                         const uint32_t (&w)[4], float) {
 #pragma unroll
   for (int m = 0; m < kFragments; ++m) {
     Fragment high, low;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void multiply(float (&c)[kFragments][2][4], const Fra
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {  // splits of w, made anew for every m, are not kept: registers are short
-      const Split first = split(n ? w.z : w.x), second = split(n ? w.w : w.y);
+      const Split first = split(w[2 * n]), second = split(w[2 * n + 1]);
       mma(c[m][n], low.r, first.high, second.high, float{});
       mma(c[m][n], high.r, first.low, second.low, float{});
       mma(c[m][n], high.r, first.high, second.high, float{});
@@ -189,18 +189,33 @@ __device__ __forceinline__ int pixel_place(const PixelImages& x, int64_t i, int6
   return static_cast<int>((i * x.row_stride + j * x.pixel_stride) / kPackSize<S>);
 }
 
-// kSize elements that lie one after another.
-template <int kThreads, int kSize, class S>
-__device__ __forceinline__ void copy_whole(S* to, const S* from) {
-  constexpr int kPieces = kSize / kPackSize<S>;
-  to += threadIdx.x * kPackSize<S>, from += threadIdx.x * kPackSize<S>;
+// The packed weights of a block's kChannels channels, from n0 on, on their way to shared memory: of one product they
+// lie beside each other, and `product` elements further those of the next. What a thread copies is the same for all.
+template <class S, int kThreads, int kChannels>
+struct WeightCopies {
+  static constexpr int kProduct = kChannels * kStep<S>, kPieces = kProduct / kPackSize<S>;
+  static constexpr int kAtOnce = kThreads / kPieces;  // products
+  static_assert(kThreads % kPieces == 0, "whole products");
+  const S* from;
+  int product;
+
+  __device__ __forceinline__ WeightCopies(const UpsampleConv2dParams& p, int64_t n0)
+      : product(p.weight_block * kStep<S>) {
+    const int64_t steps = weight_steps(int64_t{p.x.channels} * sizeof(S)), block = n0 / p.weight_block;
+    from = static_cast<const S*>(p.weight) + (block * steps * 9 + threadIdx.x / kPieces) * product +
+           n0 % p.weight_block * kStep<S> + threadIdx.x % kPieces * kPackSize<S>;
+  }
+  // kCount products from number `first` on, of which every step has nine.
+  template <int kCount>
+  __device__ __forceinline__ void issue(S* to, int first) const {
+    const S* const begin = from + int64_t{first} * product;
+    to += threadIdx.x * kPackSize<S>;
 #pragma unroll
-  for (int n = 0; n < kPieces / kThreads; ++n)
-    copy_async(to + n * kThreads * kPackSize<S>, from + n * kThreads * kPackSize<S>, true);
-  if (kPieces % kThreads && threadIdx.x < kPieces % kThreads)
-    copy_async(to + kPieces / kThreads * kThreads * kPackSize<S>, from + kPieces / kThreads * kThreads * kPackSize<S>,
-               true);
-}
+    for (int n = 0; n < kCount; n += kAtOnce)
+      if (n + kAtOnce <= kCount || threadIdx.x < (kCount - n) * kPieces)
+        copy_async(to + n * kProduct, begin + n * product, true);
+  }
+};
 
 // Chunks that pass through kStages of shared memory, kAhead of them on their way before they are asked for: load(stage,
 // chunk) sends one on its way, landed() stands between a thread's copies and the others' use of them.
@@ -245,14 +260,14 @@ __device__ __forceinline__ void for_each_chunk(int count, const Load& load, cons
   for_each_chunk<kStages, kStages - 1>(count, [] {}, load, multiply);
 }
 
-// What a block of the forward reads: its pixels with one more on every side, and the weights of its channels, which
-// kPasses passes over the chunks take one after another.
-template <class T, int kPasses = 1>
+// What a block of the forward reads: its pixels with one more on every side, and the weights of its channels.
+template <class T>
 struct ForwardTile {
   using S = typename T::S;
   int64_t b, i0, j0, n0;
   int chunks;
-  const S *x, *weight;
+  const S* x;
+  WeightCopies<S, T::kThreads, T::kChannels> weights;
   typename T::Patch patch;
 
   __device__ __forceinline__ explicit ForwardTile(const UpsampleConv2dParams& p)
@@ -266,7 +281,7 @@ struct ForwardTile {
         n0(int64_t{blockIdx.y} * T::kChannels),
         chunks((p.x.channels + T::kChunk - 1) / T::kChunk),
         x(static_cast<const S*>(p.x.p) + b * p.x.batch_stride),
-        weight(static_cast<const S*>(p.weight) + int64_t{blockIdx.y} * kPasses * chunks * T::kWeights),
+        weights(p, n0),
         patch([&](int pixel) {
           const int64_t i = i0 + pixel / T::kPatchWidth - 1, j = j0 + pixel % T::kPatchWidth - 1;
           return pixel_place<S>(p.x, i, j, p.height, p.width);

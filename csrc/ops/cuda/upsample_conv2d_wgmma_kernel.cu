@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(T::kThreads) forward_kernel(const __grid_const
   const ForwardTile<T> tile(p);
   const auto load = [&](int stage, int chunk) {
     tile.patch.issue(shared + stage * T::kStage, tile.x, chunk * T::kChunk, p.x.channels);
-    copy_whole<T::kThreads, T::kWeights>(shared + stage * T::kStage + Patch::kSize,
-                                         tile.weight + int64_t{chunk} * T::kWeights);
+    tile.weights.template issue<18>(shared + stage * T::kStage + Patch::kSize, chunk * 18);
   };
 
   constexpr int kAhead = T::kStages - 2;  // one chunk is still multiplied while the next begins

@@ -66,13 +66,12 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
   S* const shared = dynamic_shared<S>();
   float* const kept = reinterpret_cast<float*>(shared + T::kStages * T::kStage) + threadIdx.x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;  // a warp owns rows 2 warp and 2 warp + 1
-  const ForwardTile<T, 3> tile(p);
-  int next = 0;  // the chunk of the patch to load: the same ones again in every pass
-  const auto load = [&](int stage, int step) {
+  const ForwardTile<T> tile(p);
+  int next = 0, type_of_next = 0;  // what to load: the same chunks of the patch in every pass, and whose three products
+  const auto load = [&](int stage, int) {
     tile.patch.issue(shared + stage * T::kStage, tile.x, next * T::kChunk, p.x.channels);
-    copy_whole<T::kThreads, T::kWeights>(shared + stage * T::kStage + Patch::kSize,
-                                         tile.weight + int64_t{step} * T::kWeights);
-    next = next + 1 == tile.chunks ? 0 : next + 1;
+    tile.weights.template issue<3>(shared + stage * T::kStage + Patch::kSize, next * 9 + type_of_next);
+    if (++next == tile.chunks) next = 0, type_of_next += 3;
   };
 
   // This thread's results: of pixels (i, j) and (i + 1, j), channels c, c + 1 of every eight. What of them there is.
