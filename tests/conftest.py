@@ -77,6 +77,9 @@ def _tf32(allowed):
 @pytest.fixture(params=_library._C.cpu_capabilities() if _library._C else ["none"])
 def capability(request):
     """Run the test under every instruction set of this machine that the CPU kernels were built for."""
+    if request.param is None:  # on a GPU
+        yield None
+        return
     if _library._C is None:
         pytest.skip(_library.load_error)
     before = _library._C.cpu_capability()

@@ -123,6 +123,23 @@ def backends(op):
     return parameters
 
 
+def devices(op):
+    """pytest parameters (backend, device): the CPU as it chooses, and every implementation that runs on a GPU.
+
+    Not Triton's interpreter, which takes minutes for the shapes of tests that run everywhere.
+    """
+    on_gpu = [p for p in backends(op) if p.values[1] == "cuda"]
+    return pytest.mark.parametrize("backend, device", [pytest.param(None, "cpu", id="cpu"), *on_gpu])
+
+
+def every_device(op):
+    """As devices(op), the CPU under each instruction set: parameters (backend, device, capability)."""
+    capabilities = _library._C.cpu_capabilities() if _library._C else ["none"]
+    parameters = [pytest.param(None, "cpu", name, id=name) for name in capabilities]
+    parameters += [pytest.param(*p.values, None, id=p.id, marks=p.marks) for p in devices(op).args[1][1:]]
+    return pytest.mark.parametrize("backend, device, capability", parameters, indirect=["capability"])
+
+
 def check_error(error, message, function, operator=None):
     """function() raises `error` with this message; operator(), the bare operator, says the same as RuntimeError."""
     with pytest.raises(error, match=re.escape(message)):

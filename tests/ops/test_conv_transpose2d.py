@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error, tells, tolerance
+from helpers import (
+    DTYPES,
+    LAYOUTS,
+    backends,
+    check,
+    check_error,
+    devices,
+    every_device,
+    relative_error,
+    tells,
+    tolerance,
+)
 
 from imagegen import _library, ops
 from imagegen.ops import eager
@@ -14,6 +25,8 @@ from imagegen.ops._activation import ACTIVATIONS
 
 compiled = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 native = torch.ops.imagegen
+DEVICES, EVERY_DEVICE = devices("conv_transpose2d"), every_device("conv_transpose2d")
+NATIVE = pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "triton"])
 
 # (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours, either side of few channels, panels and pairs.
 SHAPES = [
@@ -45,12 +58,13 @@ OTHERS = {
 GEOMETRIES = KERNELS | OTHERS
 
 
-def make(shape, geometry=K4, dtype=torch.float32, layout="contiguous"):
+def make(shape, geometry=K4, dtype=torch.float32, layout="contiguous", device="cpu"):
     """x, weight, bias, scale and shift."""
     b, cin, cout, h, w = shape
-    x = LAYOUTS[layout](torch.randn(b, cin, h, w).to(dtype))
-    weight = torch.randn(cin, cout, *geometry[0]) / (2 * cin**0.5)
-    return x, weight.to(dtype), *(t.to(dtype) for t in (torch.randn(cout), torch.rand(cout) + 0.5, torch.randn(cout)))
+    x, weight = torch.randn(b, cin, h, w), torch.randn(cin, cout, *geometry[0]) / (2 * cin**0.5)
+    channels = torch.randn(cout), torch.rand(cout) + 0.5, torch.randn(cout)
+    x, *others = (t.to(device, dtype) for t in (x, weight, *channels))
+    return LAYOUTS[layout](x), *others
 
 
 def plain(geometry=K4, activation="linear"):
@@ -93,39 +107,60 @@ def test_eager_is_the_definition():
     torch.testing.assert_close(plain()(x, w), full[:, :, 1:-1, 1:-1])
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", [K4, K3], ids=["k4", "k3"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_output_and_gradients(shape, geometry, dtype, capability):
-    check(ours(geometry), plain(geometry), *make(shape, geometry, dtype))
+def test_shapes(shape, geometry, dtype, backend, device, capability):
+    check(ours(geometry, backend=backend), plain(geometry), *make(shape, geometry, dtype, device=device))
 
 
+@pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "cpu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_shapes_that_fill_a_gpu(name, layout, dtype, backend, device):
+    """And sizes that models use: what smaller shapes do not reach."""
+    geometry = KERNELS[name]
+    tensors = make((4, 72, 136, 36, 40), geometry, dtype, layout, device)
+    check(ours(geometry, "silu", backend), plain(geometry, "silu"), *tensors)
+    with torch.no_grad():  # where all is fused
+        check(ours(geometry, "silu", backend), plain(geometry, "silu"), *tensors, gradients=False)
+
+
+@NATIVE
 @pytest.mark.parametrize("cout", [3, 35])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_every_geometry(name, cout):
+def test_every_geometry(name, cout, backend, device):
     geometry = GEOMETRIES[name]
+    backend = backend if name in KERNELS else None  # no kernel takes the others
     for height, width in ((5, 7), (8, 6), (1, 2)):
         for dtype in (torch.float32, torch.bfloat16):
-            check(ours(geometry), plain(geometry), *make((2, 19, cout, height, width), geometry, dtype))
+            tensors = make((2, 19, cout, height, width), geometry, dtype, device=device)
+            check(ours(geometry, backend=backend), plain(geometry), *tensors)
     # In float alone: torch leaves elements of the weight's gradient unwritten here in bfloat16.
-    check(ours(geometry), plain(geometry), *make((2, 19, cout, 1, 1), geometry))
+    check(ours(geometry, backend=backend), plain(geometry), *make((2, 19, cout, 1, 1), geometry, device=device))
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("geometry", [K4, K3], ids=["k4", "k3"])
 @pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6)], ids=str)
-def test_layouts(layout, shape, geometry, capability):
-    x, w, *channels = make(shape, geometry, layout=layout)
-    y = check(ours(geometry), plain(geometry), x, w, *channels)
+def test_layouts(layout, shape, geometry, backend, device, capability):
+    x, w, *channels = make(shape, geometry, layout=layout, device=device)
+    run, lay = ours(geometry, backend=backend), LAYOUTS[layout]
+    y = check(run, plain(geometry), x, w, *channels)
     assert y.is_contiguous(memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format)
-    check(ours(geometry), plain(geometry), x, LAYOUTS[layout](w), *(LAYOUTS[layout](t) for t in channels))
+    check(run, plain(geometry), x, lay(w), *map(lay, channels))
 
 
 @compiled
+@NATIVE
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kernel", [3, 4])
-def test_gradient_layouts(kernel, layout):
+def test_gradient_layouts(kernel, layout, backend, device):
     x, w, grad = torch.randn(2, 35, 5, 9), torch.randn(35, 34, kernel, kernel), torch.randn(2, 34, 10, 18)
+    x, w, grad = (t.to(device) for t in (x, w, grad))
     extra = [4 - kernel] * 2
     laid = LAYOUTS[layout](grad)
     backward_input, backward_weight = native.conv_transpose2d_backward_input, native.conv_transpose2d_backward_weight
@@ -133,30 +168,32 @@ def test_gradient_layouts(kernel, layout):
     assert torch.equal(backward_weight(laid, x, kernel, extra), backward_weight(grad, x, kernel, extra))
 
 
+@DEVICES
 @pytest.mark.parametrize("cout", [2, 6])
 @pytest.mark.parametrize("given", range(8))
-def test_every_choice_of_bias_scale_and_shift(given, cout):
-    x, w, *channels = make((2, 7, cout, 5, 5))
+def test_every_choice_of_bias_scale_and_shift(given, cout, backend, device):
+    x, w, *channels = make((2, 7, cout, 5, 5), device=device)
     channels = [t if given >> i & 1 else None for i, t in enumerate(channels)]
-    check(ours(activation="silu"), plain(activation="silu"), x, w, *channels)
-    check_inference("silu", x, w, *channels)
+    check(ours(activation="silu", backend=backend), plain(activation="silu"), x, w, *channels)
+    check_inference("silu", backend, x, w, *channels)
 
 
-def check_inference(activation, *tensors):
+def check_inference(activation, backend, *tensors):
     """The output where everything is fused, which a gradient takes apart."""
     with torch.no_grad():
-        y = ours(activation=activation)(*tensors)
+        y = ours(activation=activation, backend=backend)(*tensors)
     exact = plain(activation=activation)(*(t if t is None else t.double() for t in tensors))
     assert relative_error(y, exact) <= tolerance(torch.float32)
 
 
-def test_scale_and_shift_in_float32_beside_half_precision():
-    x, w, b, _, _ = make((2, 32, 20, 5, 5), dtype=torch.bfloat16)
-    scale, shift = torch.rand(20) + 0.5, torch.randn(20)
+@DEVICES
+def test_scale_and_shift_in_float32_beside_half_precision(backend, device):
+    x, w, b, _, _ = make((2, 32, 20, 5, 5), dtype=torch.bfloat16, device=device)
+    scale, shift = torch.rand(20, device=device) + 0.5, torch.randn(20, device=device)
     for i, s in enumerate((scale, scale.bfloat16())):
-        y = check(ours(), plain(), x, w, b, s, shift)
+        y = check(ours(backend=backend), plain(), x, w, b, s, shift)
         assert y.dtype == torch.bfloat16
-        fused = ops.conv_transpose2d(x, w, b, scale=s, shift=shift)
+        fused = ops.conv_transpose2d(x, w, b, scale=s, shift=shift, backend=backend)
         assert relative_error(fused, plain()(*(t.double() for t in (x, w, b, s, shift)))) <= 4e-3, i
 
 
@@ -170,14 +207,16 @@ def test_integers_and_pairs():
 EMPTY = [(0, 3, 5, 4, 4), (2, 0, 5, 4, 4), (2, 3, 0, 4, 4), (2, 3, 5, 0, 4)]
 
 
+@DEVICES
 @pytest.mark.parametrize("name", ["k4", "k3", "stride 3"])
 @pytest.mark.parametrize("shape", EMPTY, ids=str)
-def test_empty(shape, name):
+def test_empty(shape, name, backend, device):
     kernel, *geometry = GEOMETRIES[name]
     b, cin, cout, h, w = shape
-    x = torch.randn(b, cin, h, w, requires_grad=True)
-    weight, bias = torch.randn(cin, cout, *kernel, requires_grad=True), torch.randn(cout)
-    y = ours((kernel, *geometry))(x, weight, bias)
+    x = torch.randn(b, cin, h, w, device=device, requires_grad=True)
+    weight = torch.randn(cin, cout, *kernel, device=device, requires_grad=True)
+    bias = torch.randn(cout, device=device)
+    y = ours((kernel, *geometry), backend=backend if name in KERNELS else None)(x, weight, bias)
     sizes = [(n - 1) * s - 2 * p + k + e for n, k, s, p, e in zip((h, w), kernel, *geometry, strict=True)]
     assert y.shape == (b, cout, *sizes)
     assert torch.equal(y, bias.reshape(-1, 1, 1).expand_as(y))
@@ -186,12 +225,13 @@ def test_empty(shape, name):
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("cout", [3, 18])
-def test_activations(activation, cout, capability):
-    tensors = make((2, 9, cout, 5, 6))
-    check(ours(activation=activation), plain(activation=activation), *tensors)
-    check_inference(activation, *tensors)
+def test_activations(activation, cout, backend, device, capability):
+    tensors = make((2, 9, cout, 5, 6), device=device)
+    check(ours(activation=activation, backend=backend), plain(activation=activation), *tensors)
+    check_inference(activation, backend, *tensors)
 
 
 @pytest.mark.parametrize("needed", range(5), ids=["x", "weight", "bias", "scale", "shift"])
@@ -210,10 +250,12 @@ def test_single_gradients(needed, activation, direct):
         assert t.grad is None or relative_error(t.grad, twin.grad) <= 1e-5
 
 
+@DEVICES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", [K4, K3], ids=["k4", "k3"])
-def test_error_at_the_size_models_use(geometry, dtype):
-    check(ours(geometry), plain(geometry), *make((1, 192, 160, 16, 16), geometry, dtype))
+def test_error_at_the_size_models_use(geometry, dtype, backend, device):
+    tensors = make((1, 192, 160, 16, 16), geometry, dtype, device=device)
+    check(ours(geometry, backend=backend), plain(geometry), *tensors)
 
 
 @compiled
@@ -280,11 +322,13 @@ def test_any_shape(shape, geometry, layout, dtype):
 
 
 @compiled
+@NATIVE
 @pytest.mark.parametrize("kernel", [3, 4])
-def test_opcheck(kernel):
-    w, (b, scale, shift) = torch.randn(3, 6, kernel, kernel).requires_grad_(), torch.randn(3, 6).requires_grad_()
+def test_opcheck(kernel, backend, device):
+    w = torch.randn(3, 6, kernel, kernel, device=device).requires_grad_()
+    b, scale, shift = torch.randn(3, 6, device=device).requires_grad_()
     for x in (torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
-        x.requires_grad_()
+        x = x.to(device).requires_grad_()
         for extra in ([0, 0], [1, 0]):
             y = native.conv_transpose2d(x, w, b, extra, scale, shift, "silu")
             grad = torch.randn_like(y).requires_grad_()

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DTYPES, LAYOUTS, backends, check, check_error, relative_error, tells, tolerance
+from helpers import (
+    DTYPES,
+    LAYOUTS,
+    backends,
+    check,
+    check_error,
+    devices,
+    every_device,
+    relative_error,
+    tells,
+    tolerance,
+)
 
 from imagegen import _library, ops
 from imagegen.ops import eager
@@ -16,6 +27,8 @@ from imagegen.ops.eager.upsample_conv2d import moments as moments_of
 
 pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 native = torch.ops.imagegen
+DEVICES, EVERY_DEVICE = devices("upsample_conv2d"), every_device("upsample_conv2d")
+NATIVE = pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "triton"])
 
 # (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours, either side of few channels, panels and pairs.
 SHAPES = [
@@ -30,39 +43,43 @@ SHAPES = [
 ]
 
 
-def make(shape, dtype=torch.float32, layout="contiguous"):
+def make(shape, dtype=torch.float32, layout="contiguous", device="cpu"):
     b, cin, cout, h, w = shape
-    x = LAYOUTS[layout](torch.randn(b, cin, h, w).to(dtype))
-    return x, (torch.randn(cout, cin, 3, 3) / (3 * cin**0.5)).to(dtype), torch.randn(cout).to(dtype)
+    x, weight = torch.randn(b, cin, h, w), torch.randn(cout, cin, 3, 3) / (3 * cin**0.5)
+    x, weight, bias = (t.to(device, dtype) for t in (x, weight, torch.randn(cout)))
+    return LAYOUTS[layout](x), weight, bias
 
 
 def plain(activation="linear"):
     return lambda x, w, b: eager.upsample_conv2d(x, w, b, activation)
 
 
-def ours(activation="linear", backend="cpu"):
+def ours(activation="linear", backend=None):
     return lambda x, w, b: ops.upsample_conv2d(x, w, b, activation=activation, backend=backend)
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_output_and_gradients(shape, dtype, capability):
-    check(ours(), plain(), *make(shape, dtype))
+def test_shapes(shape, dtype, backend, device, capability):
+    check(ours(backend=backend), plain(), *make(shape, dtype, device=device))
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6)], ids=str)
-def test_layouts(layout, shape, capability):
-    x, w, b = make(shape, layout=layout)
-    y = check(ours(), plain(), x, w, b)
+def test_layouts(layout, shape, backend, device, capability):
+    x, w, b = make(shape, layout=layout, device=device)
+    y = check(ours(backend=backend), plain(), x, w, b)
     assert y.is_contiguous(memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format)
-    check(ours(), plain(), x, LAYOUTS[layout](w), LAYOUTS[layout](b))
+    check(ours(backend=backend), plain(), x, LAYOUTS[layout](w), LAYOUTS[layout](b))
 
 
+@NATIVE
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradient_layouts(layout):
-    x, w, _ = make((2, 35, 34, 5, 9))
-    grad = torch.randn(2, 34, 10, 18)
+def test_gradient_layouts(layout, backend, device):
+    x, w, _ = make((2, 35, 34, 5, 9), device=device)
+    grad = torch.randn(2, 34, 10, 18, device=device)
     for got, plain_got in (
         (
             native.upsample_conv2d_backward_input(LAYOUTS[layout](grad), w),
@@ -76,21 +93,23 @@ def test_gradient_layouts(layout):
         assert torch.equal(got, plain_got)
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("cout", [3, 18])
-def test_activations(activation, cout, capability):
-    x, w, b = make((2, 9, cout, 5, 6))
-    check(ours(activation), plain(activation), x, w, b)
+def test_activations(activation, cout, backend, device, capability):
+    x, w, b = make((2, 9, cout, 5, 6), device=device)
+    check(ours(activation, backend), plain(activation), x, w, b)
     with torch.no_grad():  # where the activation is fused
-        y = ops.upsample_conv2d(x, w, b, activation=activation)
+        y = ops.upsample_conv2d(x, w, b, activation=activation, backend=backend)
     assert relative_error(y, plain(activation)(x.double(), w.double(), b.double())) <= tolerance(torch.float32)
 
 
+@DEVICES
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
 @pytest.mark.parametrize("activation", ["linear", "silu"])
-def test_single_gradients(needed, activation):
-    tensors = [t.requires_grad_(n) for t, n in zip(make((1, 5, 6, 4, 3)), needed, strict=True)]
-    ours(activation)(*tensors).sum().backward()
+def test_single_gradients(needed, activation, backend, device):
+    tensors = [t.requires_grad_(n) for t, n in zip(make((1, 5, 6, 4, 3), device=device), needed, strict=True)]
+    ours(activation, backend)(*tensors).sum().backward()
     twins = [t.detach().double().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
     plain(activation)(*twins).sum().backward()
     for t, twin in zip(tensors, twins, strict=True):
@@ -98,20 +117,27 @@ def test_single_gradients(needed, activation):
         assert t.grad is None or relative_error(t.grad, twin.grad) <= 1e-5
 
 
-def test_no_bias():
-    x, w, _ = make((2, 7, 6, 5, 5))
-    check(lambda x, w: ops.upsample_conv2d(x, w), lambda x, w: eager.upsample_conv2d(x, w, None, "linear"), x, w)
+@DEVICES
+def test_no_bias(backend, device):
+    x, w, _ = make((2, 7, 6, 5, 5), device=device)
+    check(
+        lambda x, w: ops.upsample_conv2d(x, w, backend=backend),
+        lambda x, w: eager.upsample_conv2d(x, w, None, "linear"),
+        x,
+        w,
+    )
 
 
+@DEVICES
 @pytest.mark.parametrize("shape", [(0, 3, 5, 4, 4), (2, 0, 5, 4, 4), (2, 3, 0, 4, 4), (2, 3, 5, 0, 4)], ids=str)
-def test_empty(shape):
+def test_empty(shape, backend, device):
     b, cin, cout, h, w = shape
     x, weight, bias = (
-        torch.randn(b, cin, h, w, requires_grad=True),
-        torch.randn(cout, cin, 3, 3, requires_grad=True),
-        torch.randn(cout),
+        torch.randn(b, cin, h, w, device=device, requires_grad=True),
+        torch.randn(cout, cin, 3, 3, device=device, requires_grad=True),
+        torch.randn(cout, device=device),
     )
-    y = ops.upsample_conv2d(x, weight, bias)
+    y = ops.upsample_conv2d(x, weight, bias, backend=backend)
     assert y.shape == (b, cout, 2 * h, 2 * w)
     assert torch.equal(y, bias.reshape(-1, 1, 1).expand_as(y))
     y.sum().backward()
@@ -119,9 +145,22 @@ def test_empty(shape):
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
+@DEVICES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_error_at_the_size_models_use(dtype):
-    check(ours(), plain(), *make((1, 192, 160, 16, 16), dtype))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_error_at_the_size_models_use(layout, dtype, backend, device):
+    check(ours(backend=backend), plain(), *make((1, 192, 160, 16, 16), dtype, layout, device))
+
+
+@pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "cpu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cout", [128, 48])
+def test_shapes_that_fill_a_gpu(cout, dtype, backend, device):
+    """What smaller shapes do not reach: wide tiles, warpgroups, in passes and at once, and their moments."""
+    x, w, b = make((8, 40, cout, 72, 40), dtype, "channels_last", device)
+    check(ours("silu", backend), plain("silu"), x, w, b)
+    with torch.no_grad():  # where all is fused
+        check(with_moments("silu", backend, 8), plain_with_moments("silu", 8), x, w, b, gradients=False)
 
 
 def test_more_than_two_to_the_31_elements():
@@ -151,11 +190,12 @@ def test_bit_identical_for_any_number_of_threads(cout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_image_of_a_batch_is_the_image_alone():
-    x, w, b = make((3, 20, 18, 9, 7))
-    y = ops.upsample_conv2d(x, w, b)
+@DEVICES
+def test_image_of_a_batch_is_the_image_alone(backend, device):
+    x, w, b = make((3, 20, 18, 9, 7), device=device)
+    y = ours(backend=backend)(x, w, b)
     for i in range(3):
-        assert torch.equal(y[i : i + 1], ops.upsample_conv2d(x[i : i + 1], w, b))
+        assert torch.equal(y[i : i + 1], ours(backend=backend)(x[i : i + 1], w, b))
 
 
 def test_shift_equivariance():
@@ -177,10 +217,11 @@ def test_any_shape(shape, layout, dtype):
     check(ours(), plain(), *make(shape, dtype, layout))
 
 
-def test_opcheck():
+@NATIVE
+def test_opcheck(backend, device):
     for x in (torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
         w, b, grad = torch.randn(6, 3, 3, 3), torch.randn(6), torch.randn(2, 6, 8, 10)
-        x, w, b, grad = (t.requires_grad_() for t in (x, w, b, grad))
+        x, w, b, grad = (t.to(device).requires_grad_() for t in (x, w, b, grad))
         for activation in ("linear", "silu"):
             torch.library.opcheck(native.upsample_conv2d, (x, w, b, activation))
         torch.library.opcheck(native.upsample_conv2d, (x, w, None, "linear"))
@@ -281,22 +322,24 @@ def test_gradgradcheck_of_the_operator(activation):
     assert torch.autograd.gradgradcheck(operator, tensors)
 
 
+@DEVICES
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compile(layout):
+def test_compile(layout, backend, device):
     torch._dynamo.reset()
-    compiled = torch.compile(ours("silu", None), fullgraph=True, dynamic=True)
+    compiled = torch.compile(ours("silu", backend), fullgraph=True, dynamic=True)
     for shape in ((2, 6, 7, 4, 5), (3, 6, 7, 6, 9)):
-        check(compiled, plain("silu"), *make(shape, layout=layout))
+        check(compiled, plain("silu"), *make(shape, layout=layout, device=device))
 
 
+@DEVICES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype):
-    x, w, b = (t.requires_grad_() for t in make((1, 40, 33, 5, 6)))
-    with torch.autocast("cpu", dtype):
-        y = ops.upsample_conv2d(x, w, b, backend="cpu")
+def test_autocast(dtype, backend, device):
+    x, w, b = (t.requires_grad_() for t in make((1, 40, 33, 5, 6), device=device))
+    with torch.autocast(device, dtype):
+        y = ours(backend=backend)(x, w, b)
     assert y.dtype == dtype
     halves = (t.detach().to(dtype) for t in (x, w, b))
-    assert torch.equal(y, ops.upsample_conv2d(*halves, backend="cpu"))
+    assert torch.equal(y, ours(backend=backend)(*halves))
     y.sum().backward()
     assert x.grad.dtype == w.grad.dtype == b.grad.dtype == torch.float32
 
