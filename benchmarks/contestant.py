@@ -24,8 +24,8 @@ class Contestant:
         self.bench, self.case, self.name, self.layout = bench, case, provider, layout
         self.errors, self.failure, self.passed, self.first_call_s = {}, None, False, None
         way = implementation(bench, provider)
-        self.run, self.training = way.run, case.direction != "forward"
-        self.inputs = lay_out(make_tensors(bench, case), layout)
+        self.run, self.training, self.without = way.run, case.direction != "forward", way.without
+        self.inputs = lay_out(make_tensors(bench, case, way.without), layout)
         if self.training:
             for name in bench.GRADIENTS:
                 self.inputs[name].requires_grad_()
@@ -60,7 +60,7 @@ class Contestant:
     def check(self):
         """Call once and note the error of y and of every gradient, or why there is none."""
         try:
-            exact = reference(self.case)
+            exact = reference(self.case, self.without)
             if self.training:
                 self.dy = lay_out({"dy": exact["dy"].to(suite.DTYPES[self.case.dtype])}, self.layout)["dy"]
             start = time.perf_counter()
@@ -95,11 +95,13 @@ def tolerance(bench, dtype, eager_error):
 
 
 def line_up(bench, case, names, layouts=tuple(suite.LAYOUTS)):
+    given = {None, *make_tensors(bench, case)}
     return [
         Contestant(bench, case, name, layout)
         for name in names
         for layout in bench.LAYOUTS
         if layout in layouts and layout in implementation(bench, name).layouts
+        if implementation(bench, name).without in given
     ]
 
 
@@ -130,11 +132,11 @@ def _with_backend(name, run):
     return call
 
 
-def make_tensors(bench, case):
+def make_tensors(bench, case, without=None):
     """The case's inputs: the same numbers for every provider, rounded to the dtype."""
     torch.manual_seed(0)
     tensors = bench.make_inputs(case.shape)
-    return {name: t.to(case.device, suite.DTYPES[case.dtype]) for name, t in tensors.items()}
+    return {name: t.to(case.device, suite.DTYPES[case.dtype]) for name, t in tensors.items() if name != without}
 
 
 def lay_out(tensors, layout):
@@ -143,20 +145,20 @@ def lay_out(tensors, layout):
     return {k: t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for k, t in tensors.items()}
 
 
-def reference(case):
+def reference(case, without=None):
     """y, dy and the gradients of the case in float64, on its already rounded inputs, computed with every core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())
     try:
-        return _reference(dataclasses.replace(case, threads=0))
+        return _reference(dataclasses.replace(case, threads=0), without)
     finally:
         torch.set_num_threads(threads)
 
 
-@lru_cache(maxsize=1)
-def _reference(case):
+@lru_cache(maxsize=2)  # with an input and without
+def _reference(case, without):
     bench = suite.load(case.suite, case.op)
-    inputs = {name: t.double() for name, t in make_tensors(bench, case).items()}
+    inputs = {name: t.double() for name, t in make_tensors(bench, case, without).items()}
     if case.direction == "forward":
         with torch.no_grad():
             return {"y": bench.reference(**inputs)}

@@ -40,7 +40,8 @@ class Provider:
     """One way to compute an op: `run(**tensors)` is timed, `prepare(tensors)` comes once before the clock starts.
 
     `layouts` are those it runs in, where it does not run in all, and `devices` likewise; one that needs to `warm_up`
-    compiles in its first call, which takes memory that is not the model's.
+    compiles in its first call, which takes memory that is not the model's. One that goes `without` an input is there
+    where the input is, held against the op without it: what the input costs.
     """
 
     run: Callable
@@ -48,6 +49,7 @@ class Provider:
     layouts: tuple = tuple(LAYOUTS)
     devices: tuple = ("cpu", "cuda")
     warm_up: bool = False
+    without: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from imagegen.ops import eager
 
 SHAPES = (  # (B, H, Lq, Lk, D), and "mask" for a random boolean one (Lq, Lk)
     (1, 8, 4096, 4096, 40),
+    (1, 8, 4096, 4096, 40, "mask"),
     (2, 8, 1024, 1024, 80),
     (2, 8, 1024, 1024, 80, "mask"),
     (1, 8, 4096, 77, 40),
@@ -44,7 +45,8 @@ GRADIENTS = ("q", "k", "v")
 TOLERANCE = 1e-5
 NOTE = (
     "FLOP: 4 B H Lq Lk D, the two products, whatever the mask; a backward counts twice a forward (it takes 2.5 times "
-    "as much). q, k, v and the output are (B, L, H, D) in memory."
+    "as much). q, k, v and the output are (B, L, H, D) in memory. `unmasked` is imagegen on the same tensors without "
+    "their mask: beside it the mask's cost."
 )
 
 
@@ -86,10 +88,15 @@ def _sdpa(backend):
     return Provider(_over_heads(attention), _boolean, devices=("cuda",))
 
 
+def fused(q, k, v, mask):
+    return ops.attention(q, k, v, mask=mask)
+
+
 PROVIDERS = {
-    "imagegen": Provider(_over_heads(lambda q, k, v, mask: ops.attention(q, k, v, mask=mask)), _boolean),
+    "imagegen": Provider(_over_heads(fused), _boolean),
     "eager": Provider(_over_heads(plain), _boolean),
     "sdpa": Provider(_over_heads(F.scaled_dot_product_attention), _boolean),
+    "unmasked": Provider(_over_heads(fused), without="mask"),
     "sdpa-flash": _sdpa(SDPBackend.FLASH_ATTENTION),
     "sdpa-cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
 }

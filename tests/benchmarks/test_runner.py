@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -46,6 +47,15 @@ def test_every_provider_is_there_in_every_layout():
     assert {(row["provider"], row["layout"]) for row in rows} == {
         (name, layout) for name in ("imagegen", "eager", "fold") for layout in ("nchw", "channels_last")
     }
+
+
+@pytest.mark.parametrize("direction", suite.DIRECTIONS)
+def test_a_provider_without_an_input_is_held_against_the_op_without_it(direction):
+    case = tiny("attention", direction=direction)
+    assert "unmasked" not in [row["provider"] for row in run_tiny(case)]
+    rows = {row["provider"]: row for row in run_tiny(dataclasses.replace(case, shape=(*case.shape, "mask")))}
+    assert all(row["passed"] for row in rows.values())
+    assert rows["imagegen"]["speedup"]["unmasked"]["ratio"] > 0
 
 
 def test_ours_is_compared_with_every_rival(providers):
