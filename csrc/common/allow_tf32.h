@@ -12,7 +12,7 @@ namespace imagegen {
 inline bool allow_tf32(const Tensor& x) {
   if (x.scalar_type() != ScalarType::Float) return false;
   std::array<StableIValue, 1> stack{torch::stable::detail::from(x)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("imagegen::allow_tf32", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("imagegen::allow_tf32", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
 }
 

@@ -32,10 +32,10 @@ torch::stable::Tensor in_kept_memory(torch::stable::Tensor t) {
   using torch::stable::detail::to;
   const KeptBlock block = take_kept(bytes);
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block.p, t.dim(), t.sizes().data(), t.strides().data(), 0,
-                                                to<int32_t>(from(t.scalar_type())), aoti_torch_device_type_cpu(), -1,
-                                                &made, aoti_torch_layout_strided(), nullptr, 0, &give_back_output,
-                                                reinterpret_cast<void*>(block.bytes)));
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(block.p, t.dim(), t.sizes().data(), t.strides().data(), 0,
+                                         to<int32_t>(from(t.scalar_type())), aoti_torch_device_type_cpu(), -1, &made,
+                                         aoti_torch_layout_strided(), nullptr, 0, &give_back_output,
+                                         reinterpret_cast<void*>(block.bytes)));
   return torch::stable::Tensor(made);
 }
 

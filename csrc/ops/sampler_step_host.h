@@ -330,10 +330,10 @@ struct SamplerStepOperators {
       stride[d] = dense, dense *= std::max<int64_t>(like.size[d], 1);
     }
     int32_t device, index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
     AtenTensorHandle made;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         like.dims, like.size, stride, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device,
         index, &made));
     return Tensor(made);
