@@ -68,7 +68,7 @@ def forward_tiles(D, element_size, masks_scores, whole, capability):
         return (Tile(64, 32, 8, 1),)
     if capability < 9 and D % 16:  # to mask the last columns of the second piece takes registers
         return (Tile(128, 32, 8, 2),)
-    return Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)
+    return Tile(128, 64, 8, 2), Tile(64, 64 if D <= 128 or capability > 9 else 32, 4, 2)
 
 
 def _forward_under_pressure(D, masks_scores, whole, capability):
