@@ -69,13 +69,13 @@ INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t 
   return map;
 }
 
-// Outputs above this size are written past the caches, which they would not stay in until they are read: a third less
-// traffic with memory.
+// Large outputs are written past the caches. Lines of many planes are slow to come by (at 8 MB they would take a
+// seventh of the time), those of pixels are not; from these sizes on the writer gains more than the next
+// reader loses.
 template <class S>
 INLINE bool is_streamed(const ProductConvParams& p) {
-  constexpr int64_t kStreamedBytes = int64_t{24} << 20;
-  return kLanes<Compute<S>> * sizeof(S) == 64 &&
-         p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} > kStreamedBytes;
+  const int64_t bytes = (p.y_channels_last ? 6 : 1) << 20;
+  return kLanes<Compute<S>> * sizeof(S) == 64 && p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} > bytes;
 }
 
 // A whole vector, past the caches if that is wanted and it is a line.
@@ -129,35 +129,48 @@ INLINE void prefetch_rows(const ProductConvParams& p, const TileGrid::Tile& at, 
   }
 }
 
-// A run of `length` blocks in one row of blocks, [block_size rows][column][kPanel], turned into contiguous rows.
+// What comes between a sum and its output: n lines of at most L pixels, `plane` elements apart.
+template <class S, class T = Compute<S>>
+NOINLINE void finish_lines(const ProductConvParams& p, int64_t first, int64_t plane, int n, int64_t pixels, Vec<T>* r) {
+  for (int k = 0; p.residual && k < n; ++k) r[k] += load(static_cast<const S*>(p.residual) + first + k * plane, pixels);
+  if (p.activation != Activation::linear) activate_all<T>(p.activation, r, n);
+}
+
+// A run of `length` blocks in one row of blocks, [block_size rows][column][kPanel], turned into contiguous rows. What
+// is less than L x L goes through memory, so that all else stays in registers.
 template <class S, class T = Compute<S>>
 NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t block_size, const TileGrid::Tile& at,
                          int64_t length, int64_t c0, int64_t channels) {
   constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
   const int64_t h0 = at.row * block_size, w0 = at.col * block_size, columns = length * block_size;
-  const int64_t width = min(columns, p.out_w - w0);
+  const int64_t width = min(columns, p.out_w - w0), plane = p.out_h * p.out_w;
   const bool streamed = is_streamed<S>(p);
   for (int64_t i = 0; i < block_size && h0 + i < p.out_h; ++i)
     for (int64_t v = 0; v * L < channels; ++v)
       for (int64_t w = 0; w < width; w += L) {
-        Vec<T> r[L];
-        for (int k = 0; k < L; ++k)
-          r[k] = w + k < width ? load(outputs + (i * columns + w + k) * kPanel + v * L) : Vec<T>{};
-        transpose<T>(r);
+        const T* const from = outputs + (i * columns + w) * kPanel + v * L;
+        const int64_t first = (at.b * p.cout + c0 + v * L) * plane + (h0 + i) * p.out_w + w0 + w;
+        S* const to = static_cast<S*>(p.y) + first;
+        const int64_t pixels = min<int64_t>(L, width - w);
         const int n = min<int64_t>(L, channels - v * L);
-        const auto line = [&](int k) {
-          return ((at.b * p.cout + c0 + v * L + k) * p.out_h + h0 + i) * p.out_w + w0 + w;
-        };
-        for (int k = 0; p.residual && k < n; ++k) r[k] += load(static_cast<const S*>(p.residual) + line(k), width - w);
-        if (p.activation != Activation::linear) {  // a copy, so that r stays in registers without one
-          Vec<T> a[L];
-          std::memcpy(a, r, sizeof(r));
-          activate_all<T>(p.activation, a, n);
-          std::memcpy(r, a, sizeof(r));
+        Vec<T> r[L], part[L] = {};
+        if (pixels == L) {
+          UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(from + k * kPanel);
+        } else {
+          for (int k = 0; k < pixels; ++k) part[k] = load(from + k * kPanel);
+          std::memcpy(r, part, sizeof(r));
         }
-        for (int k = 0; k < n; ++k) {
-          S* const to = static_cast<S*>(p.y) + line(k);
-          width - w < L ? store(to, r[k], width - w) : store(to, r[k], streamed);
+        transpose<T>(r);
+        if (p.residual || p.activation != Activation::linear) {
+          std::memcpy(part, r, sizeof(r));
+          finish_lines<S>(p, first, plane, n, pixels, part);
+          std::memcpy(r, part, sizeof(r));
+        }
+        if (pixels == L && n == L) {
+          UNROLL(16) for (int k = 0; k < L; ++k) store(to + k * plane, r[k], streamed);
+        } else {
+          std::memcpy(part, r, sizeof(r));
+          for (int k = 0; k < n; ++k) store(to + k * plane, part[k], pixels);
         }
       }
 }

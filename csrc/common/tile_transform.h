@@ -201,22 +201,30 @@ NOINLINE void stage_row(const ImageView& x, const TileGrid::Tile& at, int64_t ro
   const int64_t next = c + L < x.channels ? L * x.stride[1] : 0;  // short rows far apart, which no prefetcher foresees
   for (int64_t w = begin; w < end; w += L, to += L * pixel) {
     const int64_t n = min<int64_t>(L, end - w);
-    Vec<T> r[L];
-    for (int k = 0; k < L; ++k) {
-      const S* line = from + k * x.stride[1] + w * x.stride[3];
-      __builtin_prefetch(line + next, 0, 2);
-      S part[L] = {};
-      if (k >= channels)
-        r[k] = Vec<T>{};
-      else if (x.stride[3] == 1)
-        r[k] = load(line, n);
-      else {
-        for (int64_t i = 0; i < n; ++i) part[i] = line[i * x.stride[3]];
-        r[k] = load(part);
+    const S* const lines = from + w * x.stride[3];
+    Vec<T> r[L], part[L] = {};  // what is less than L x L goes through memory, so that all else stays in registers
+    if (n == L && channels == L && x.stride[3] == 1) {
+      UNROLL(16)
+      for (int k = 0; k < L; ++k) {
+        __builtin_prefetch(lines + next + k * x.stride[1], 0, 2);
+        r[k] = load(lines + k * x.stride[1]);
       }
+    } else {
+      for (int k = 0; k < channels; ++k) {
+        const S* line = lines + k * x.stride[1];
+        S pixels[L] = {};
+        for (int64_t i = 0; x.stride[3] != 1 && i < n; ++i) pixels[i] = line[i * x.stride[3]];
+        part[k] = x.stride[3] == 1 ? load(line, n) : load(pixels);
+      }
+      std::memcpy(r, part, sizeof(r));
     }
     transpose<T>(r);
-    for (int k = 0; k < n; ++k) store(to + k * pixel, r[k]);
+    if (n == L) {
+      UNROLL(16) for (int k = 0; k < L; ++k) store(to + k * pixel, r[k]);
+    } else {
+      std::memcpy(part, r, sizeof(r));
+      for (int k = 0; k < n; ++k) store(to + k * pixel, part[k]);
+    }
   }
 }
 
