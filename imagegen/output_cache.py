@@ -1,7 +1,7 @@
 """The memory of large CPU outputs that are gone, kept for the next ones.
 
 torch returns a large tensor's memory to the system, and the next tensor pays for fresh pages: up to 20 ms for 33 MB,
-where normalising those takes 3 ms. Outputs of this package's CPU operators from 4 MB on go to memory that is kept
+where normalising those takes 3 ms. Outputs of this package's CPU operators from 1 MB on go to memory that is kept
 instead, within a limit of a sixteenth of the machine's memory. It needs torch 2.11. Such a tensor cannot be resized to
 more than its memory holds; all else about it is as always.
 """

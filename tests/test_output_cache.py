@@ -10,7 +10,7 @@ pytestmark = [
     pytest.mark.skipif(torch.__version__ < (2, 11), reason="outputs stay in torch's memory before 2.11"),
 ]
 
-X = torch.randn(1, 4, 512, 512)  # 4 MB
+X = torch.randn(1, 4, 256, 256)  # 1 MB
 BYTES = X.numel() * X.element_size()
 
 
@@ -49,11 +49,11 @@ def test_memory_in_use_is_nobody_elses():
 
 
 def test_a_block_serves_outputs_a_little_smaller():
-    del_me = double(torch.randn(5, 512, 512))
+    del_me = double(torch.randn(5, 256, 256))
     where = del_me.data_ptr()
     del del_me
     assert double().data_ptr() == where
-    assert double(torch.randn(16, 512, 512)).data_ptr() != where
+    assert double(torch.randn(16, 256, 256)).data_ptr() != where
 
 
 def test_small_outputs_are_torchs():

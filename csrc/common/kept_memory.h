@@ -12,11 +12,11 @@ struct KeptBlock {
   size_t bytes;  // at least those asked for
 };
 
-// The smallest kept block that is large enough and at most a quarter too large, or a fresh one. Below 4 MB malloc keeps
+// The smallest kept block that is large enough and at most a quarter too large, or a fresh one. Below 1 MB malloc keeps
 // memory by itself.
 KeptBlock take_kept(size_t bytes);
 void give_back(KeptBlock block);
-constexpr size_t kSmallestKept = size_t{4} << 20;
+constexpr size_t kSmallestKept = size_t{1} << 20;
 
 size_t kept_bytes();
 // A sixteenth of the machine's memory unless set otherwise. What was not used for longest goes first; with 0 nothing is

@@ -36,19 +36,25 @@ struct Sides {
   const T* wide;
 };
 
-// m[R][V vectors] (+)= sum over products and steps of rows[step][R] * wide[step][V vectors]
+// m[R][V vectors] = before (if any) + sum over products and steps of rows[step][R] * wide[step][V vectors]
 template <class T, int R, int V>
-void accumulate(const Sides<T>* sides, int products, int64_t row_stride, int64_t wide_stride, int64_t steps, T* m,
-                bool continued) {
+void accumulate(const Sides<T>* sides, int products, int64_t row_stride, int64_t wide_stride, int64_t steps,
+                const T* before, T* m) {
   constexpr int L = kLanes<T>;
+  constexpr int64_t kAhead = 16;
   Vec<T> acc[R][V];
   UNROLL(12)
   for (int r = 0; r < R; ++r) UNROLL(2)
-  for (int v = 0; v < V; ++v) acc[r][v] = continued ? load(m + (r * kPanelVectors + v) * L) : Vec<T>{};
+  for (int v = 0; v < V; ++v) acc[r][v] = before ? load(before + (r * kPanelVectors + v) * L) : Vec<T>{};
   for (int p = 0; p < products; ++p) {
     const T* t = sides[p].rows;
     const T* u = sides[p].wide;
     for (int64_t k = 0; k < steps; ++k, t += row_stride, u += wide_stride) {
+      // Tiles lie kilobytes apart, which no prefetcher foresees.
+      __builtin_prefetch(t + kAhead * row_stride);
+      __builtin_prefetch(t + kAhead * row_stride + R - 1);
+      UNROLL(2)
+      for (int v = 0; v < V; ++v) __builtin_prefetch(u + kAhead * wide_stride + v * L);
       Vec<T> w[V];
       UNROLL(2)
       for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
@@ -63,7 +69,7 @@ void accumulate(const Sides<T>* sides, int products, int64_t row_stride, int64_t
 }
 
 template <class T>
-using Accumulate = void (*)(const Sides<T>*, int, int64_t, int64_t, int64_t, T*, bool);
+using Accumulate = void (*)(const Sides<T>*, int, int64_t, int64_t, int64_t, const T*, T*);
 
 template <class T, int V, int R = kRows>
 INLINE Accumulate<T> accumulate_for_rows(int64_t rows) {
@@ -87,6 +93,7 @@ class ProductConvWeight {
   // The broadcast side and the side of vectors: the one with more channels fills vectors better.
   const bool swap;
   const int64_t n_rows, n_wide;
+  const RowGroups groups;
   const TileGrid grid;
   const ImageView input, gradient;
   const int64_t tiles;
@@ -97,6 +104,7 @@ class ProductConvWeight {
         swap(p.cout < kPanel && p.cin > p.cout),
         n_rows(swap ? p.cout : p.cin),
         n_wide(swap ? p.cin : p.cout),
+        groups(n_rows),
         grid{ceil_div(p.in_h, Input::kStep), ceil_div(p.in_w, Input::kStep)},
         input{p.x, p.dtype, {p.x_stride[0], p.x_stride[1], p.x_stride[2], p.x_stride[3]}, p.cin, p.in_h, p.in_w},
         gradient{p.grad, p.dtype, {p.grad_stride[0], p.grad_stride[1], p.grad_stride[2], p.grad_stride[3]},
@@ -104,64 +112,91 @@ class ProductConvWeight {
         tiles(p.batch * grid.rows * grid.cols) {}
 
   void run() const {
-    const int64_t panels = ceil_div(n_wide, kPanel);
-    const RowGroups groups(n_rows);
-    // Long sums over tiles pay for reading and writing their results; 8 MB of data stay near meanwhile.
+    const int64_t panels = ceil_div(n_wide, kPanel), n_groups = groups.count;
     const int64_t x_stride = padded(p.cin), d_stride = padded(p.cout);
-    const int64_t per_tile =
-        (Input::kData * Input::kData * x_stride + Gradient::kData * Gradient::kData * d_stride) * sizeof(T);
-    const int64_t block = max<int64_t>(1, min(tiles, min<int64_t>(512, max<int64_t>(48, (8 << 20) / per_tile))));
-    const int64_t x_plane = block * x_stride, d_plane = block * d_stride;
-    const int64_t n_x = Input::kData * Input::kData * x_plane, n_d = Gradient::kData * Gradient::kData * d_plane;
+    const int64_t per_tile = kInputs * x_stride + kGradients * d_stride, all_sums = panels * n_groups * kSums;
+    const int64_t block = block_of_tiles(per_tile * sizeof(T), all_sums * sizeof(T));
+    // A line more, lest a tile's planes meet in one cache set.
+    const int64_t x_plane = block * x_stride + L, d_plane = block * d_stride + L;
     // Sums outlive a block only where there is another.
-    const int64_t n_sums = tiles > block ? panels * groups.count * kSums : 0;
-    const size_t bytes = (n_x + n_d + n_sums) * sizeof(T);
-    const KeptBlock kept = take_kept(bytes);
-    T* const x = static_cast<T*>(kept.p);
-    T* const d = x + n_x;
-    T* const sums = d + n_d;  // [panel][group of rows][weight][row][kPanel]
+    const int64_t n_sums = tiles > block ? all_sums : 0;
+    const KeptBlock memory = take_kept((kInputs * x_plane + kGradients * d_plane + n_sums) * sizeof(T));
+    const Side x{static_cast<T*>(memory.p), x_stride, x_plane};
+    const Side d{x.data + kInputs * x_plane, d_stride, d_plane};
+    T* const sums = d.data + kGradients * d_plane;  // [panel][group of rows][weight][row][kPanel]
+    // Groups that share a panel's tiles while those are in the first-level cache: as many as leave threads enough to
+    // do.
+    const int64_t together = max<int64_t>(1, min<int64_t>(4, panels * n_groups / (4 * num_threads())));
+    const int64_t sets = ceil_div(n_groups, together);
 
     for (int64_t first = 0; first == 0 || first < tiles; first += block) {
       const int64_t n = min(block, tiles - first);
-      parallel_for(n, 8, [&](int64_t begin, int64_t end) {
-        const int64_t m = end - begin;
-        void* scratch = workspace(max(TileTransform<Input, E>::scratch_bytes(p.cin, m),
-                                      TileTransform<Gradient, E>::scratch_bytes(p.cout, m)));
-        TileTransform<Input, E>(input, grid, scratch, m)
-            .run(first + begin, m, [&](int64_t t) { return x + (begin + t) * x_stride; }, L, x_plane);
-        TileTransform<Gradient, E>(gradient, grid, scratch, m)
-            .run(first + begin, m, [&](int64_t t) { return d + (begin + t) * d_stride; }, L, d_plane);
-      });
-      const T* rows = swap ? d : x;
-      const T* wide = swap ? x : d;
-      const int64_t row_stride = swap ? d_stride : x_stride, wide_stride = swap ? x_stride : d_stride;
       const bool last = first + block >= tiles;
-      parallel_claim(panels * groups.count, [&](const auto& claim) {
-        T* const scratch = static_cast<T*>(workspace((kSums + kPanel * kRows * kKernel + L) * sizeof(T)));
-        for (int64_t item; (item = claim()) < panels * groups.count;) {
-          const int64_t panel = item / groups.count, g = item % groups.count;
-          T* const to = n_sums ? sums + item * kSums : scratch;
-          const auto kernel = n_wide - panel * kPanel > L ? accumulate_for_rows<T, 2>(groups.rows(g))
-                                                          : accumulate_for_rows<T, 1>(groups.rows(g));
-          for (int weight = 0; weight < kWeights * kWeights; ++weight) {
-            Sides<T> sides[kProducts * kProducts];
-            int products = 0;
-            for (int i = 0; i < kProducts; ++i)
-              for (int j = 0; j < kProducts; ++j)
-                if (Alg::kWeightOf[i] == weight / kWeights && Alg::kWeightOf[j] == weight % kWeights)
-                  sides[products++] = {rows + plane(swap, i, j) * block * row_stride + groups.first(g),
-                                       wide + plane(!swap, i, j) * block * wide_stride + panel * kPanel};
-            kernel(sides, products, row_stride, wide_stride, n, to + weight * kRows * kPanel, first > 0);
-          }
-          if (last) combine(to, scratch + kSums, groups.first(g), groups.rows(g), panel * kPanel);
+      transform(x, d, first, n);
+      parallel_claim(panels * sets, [&](const auto& claim) {
+        T* const scratch = static_cast<T*>(workspace((together * kSums + kPanel * kRows * kKernel + L) * sizeof(T)));
+        for (int64_t item; (item = claim()) < panels * sets;) {
+          const int64_t panel = item / sets, g0 = item % sets * together, g1 = min(n_groups, g0 + together);
+          T* const kept = n_sums ? sums + (panel * n_groups + g0) * kSums : nullptr;
+          T* const to = last ? scratch : kept;
+          accumulate_groups(x, d, n, panel, g0, g1, first > 0 ? kept : nullptr, to);
+          for (int64_t g = g0; last && g < g1; ++g)
+            combine(to + (g - g0) * kSums, scratch + together * kSums, groups.first(g), groups.rows(g), panel * kPanel);
         }
       });
     }
-    give_back(kept);
+    give_back(memory);
   }
 
  private:
   static constexpr int64_t kSums = kWeights * kWeights * kRows * kPanel;
+  static constexpr int64_t kInputs = Input::kData * Input::kData, kGradients = Gradient::kData * Gradient::kData;
+
+  // What became of a block of tiles of one tensor, [plane][tile][channel].
+  struct Side {
+    T* data;
+    int64_t tile_stride, plane_stride;
+  };
+
+  // Every block but one writes and reads all sums, so its data may take as many bytes, within what the caches hold.
+  int64_t block_of_tiles(int64_t per_tile, int64_t sums) const {
+    const int64_t bytes = max<int64_t>(8 << 20, min<int64_t>(24 << 20, sums));
+    const int64_t most = min<int64_t>(512, max<int64_t>(48, bytes / per_tile));
+    return tiles > most ? ceil_div(tiles, ceil_div(tiles, most)) : max<int64_t>(1, tiles);
+  }
+
+  void transform(const Side& x, const Side& d, int64_t first, int64_t n) const {
+    parallel_for(n, 8, [&](int64_t begin, int64_t end) {
+      const int64_t m = end - begin;
+      void* scratch = workspace(
+          max(TileTransform<Input, E>::scratch_bytes(p.cin, m), TileTransform<Gradient, E>::scratch_bytes(p.cout, m)));
+      const auto to = [&](const Side& side) {
+        return [&side, begin](int64_t t) { return side.data + (begin + t) * side.tile_stride; };
+      };
+      TileTransform<Input, E>(input, grid, scratch, m).run(first + begin, m, to(x), L, x.plane_stride);
+      TileTransform<Gradient, E>(gradient, grid, scratch, m).run(first + begin, m, to(d), L, d.plane_stride);
+    });
+  }
+
+  // The sums of n tiles for one panel and groups g0 .. g1, [group][weight][row][kPanel], on top of those before.
+  void accumulate_groups(const Side& x, const Side& d, int64_t n, int64_t panel, int64_t g0, int64_t g1,
+                         const T* before, T* to) const {
+    const Side &rows = swap ? d : x, &wide = swap ? x : d;
+    for (int weight = 0; weight < kWeights * kWeights; ++weight)
+      for (int64_t g = g0; g < g1; ++g) {
+        Sides<T> sides[kProducts * kProducts];
+        int products = 0;
+        for (int i = 0; i < kProducts; ++i)
+          for (int j = 0; j < kProducts; ++j)
+            if (Alg::kWeightOf[i] == weight / kWeights && Alg::kWeightOf[j] == weight % kWeights)
+              sides[products++] = {rows.data + plane(swap, i, j) * rows.plane_stride + groups.first(g),
+                                   wide.data + plane(!swap, i, j) * wide.plane_stride + panel * kPanel};
+        const auto kernel = n_wide - panel * kPanel > L ? accumulate_for_rows<T, 2>(groups.rows(g))
+                                                        : accumulate_for_rows<T, 1>(groups.rows(g));
+        const int64_t at = (g - g0) * kSums + weight * kRows * kPanel;
+        kernel(sides, products, rows.tile_stride, wide.tile_stride, n, before ? before + at : nullptr, to + at);
+      }
+  }
 
   // A line more than a power of two, lest the same channel of all tiles meet in one cache set.
   static int64_t padded(int64_t channels) { return round_up(channels, kPanel) + L; }

@@ -99,13 +99,25 @@ def test_gradient_layouts(layout):
     assert torch.equal(native.conv2d_backward_weight(put(grad), x), native.conv2d_backward_weight(grad, x))
 
 
-# Above 24 MB, whole lines go past the caches: all of them, or those that happen to lie on a line.
-@pytest.mark.parametrize("shape", [(1, 4, 96, 260, 256), (1, 3, 101, 262, 250)], ids=str)
+# Above 6 MB, whole lines go past the caches: all of them, or those that happen to lie on a line.
+@pytest.mark.parametrize("shape", [(1, 4, 96, 132, 128), (1, 3, 101, 134, 126)], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_large_outputs(layout, shape, capability):
     x, w, b, *_ = make(shape, layout=layout)
     y = ops.conv2d(x, w, b, activation="relu")
     assert relative_error(y, F.conv2d(x.double(), w.double(), b.double(), padding=1).relu()) < WINOGRAD
+
+
+# 612 tiles in three blocks; each thread takes two or four groups of rows at a time, of six.
+def test_weight_gradient_in_blocks(capability):
+    x, w, _, grad, _, _ = make((2, 70, 66, 66, 70))
+    gradients = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        gradients.append(native.conv2d_backward_weight(grad, x))
+    double = w.double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x.double(), double, padding=1), double, grad.double())
+    assert torch.equal(*gradients) and relative_error(gradients[0], expected) < WINOGRAD
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
