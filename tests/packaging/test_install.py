@@ -14,8 +14,8 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("c++"), reason="a C++ compiler is not there"),
 ]
 
-OTHER_TORCH = "2.14.1"
-OTHER_TORCH_GIB = 9  # unpacked, and while pip unpacks it
+OLDEST_TORCH, OTHER_TORCH = "2.10.0", "2.14.1"
+TORCH_GIB = 9  # unpacked, and while pip unpacks it
 CPU_ONLY = {"CMAKE_ARGS": "-DIMAGEGEN_CUDA=OFF"}  # half the time; the CUDA build has tests of its own
 
 
@@ -87,24 +87,32 @@ def test_the_library_names_no_path_of_the_machine_it_was_built_on(wheel, tmp_pat
         assert str(path).encode() not in content
 
 
-def test_the_wheel_works_beside_another_torch(wheel, other_torch, tmp_path):
-    call(other_torch, "-m", "pip", "install", "--no-deps", "--target", tmp_path, wheel)
-    said, _ = call(other_torch, "-c", SMOKE, PYTHONPATH=tmp_path)
+def test_the_wheel_works_beside_another_torch(wheel, tmp_path):
+    python = environment_with(OTHER_TORCH)
+    call(python, "-m", "pip", "install", "--no-deps", "--target", tmp_path, wheel)
+    said, _ = call(python, "-c", SMOKE, PYTHONPATH=tmp_path)
     assert f"imagegen on torch {OTHER_TORCH}" in said
     assert "CPU kernels: " in said
 
 
-@pytest.fixture(scope="module")
-def other_torch():
-    """The Python of an environment with another torch. It is kept, because it is gigabytes: under build/."""
-    folder = ROOT / f"build/torch-{OTHER_TORCH}"
+def test_the_sources_build_beside_the_oldest_torch(sources, tmp_path):
+    python = environment_with(OLDEST_TORCH)
+    call(python, "-m", "pip", "install", "--no-deps", "--target", tmp_path, sources, **CPU_ONLY)
+    said, _ = call(python, "-c", SMOKE, PYTHONPATH=tmp_path)
+    assert f"imagegen on torch {OLDEST_TORCH}" in said
+    assert "CPU kernels: " in said
+
+
+def environment_with(torch):
+    """The Python of an environment with that version of torch. It is kept, because it is gigabytes: under build/."""
+    folder = ROOT / f"build/torch-{torch}"
     python, complete = folder / "bin/python", folder / "complete"
     if not complete.exists():
-        if shutil.disk_usage(ROOT).free < OTHER_TORCH_GIB * 2**30:
-            pytest.skip(f"torch {OTHER_TORCH} needs {OTHER_TORCH_GIB} GiB of disk")
+        if shutil.disk_usage(ROOT).free < TORCH_GIB * 2**30:
+            pytest.skip(f"torch {torch} needs {TORCH_GIB} GiB of disk")
         call(sys.executable, "-m", "venv", folder)
-        said, status = call(python, "-m", "pip", "install", f"torch=={OTHER_TORCH}", "numpy", check=False)
+        said, status = call(python, "-m", "pip", "install", f"torch=={torch}", "numpy", check=False)
         if status:
-            pytest.skip(f"torch {OTHER_TORCH} can't be installed: {said.splitlines()[-1]}")
+            pytest.skip(f"torch {torch} can't be installed: {said.splitlines()[-1]}")
         complete.touch()
     return python
