@@ -4,6 +4,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(imagegen, m) {
   m.def(
       "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
       "str activation) -> (Tensor y, Tensor mean, Tensor rstd)");
+  // With mean and variance of x's groups, (B, num_groups, 2), which are then not worked out from it.
+  m.def(
+      "group_norm_with_moments(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+      "Tensor? shift, str activation, Tensor moments) -> (Tensor y, Tensor mean, Tensor rstd)");
   // Per image and channel: group_norm without its activation is x * gain + offset.
   m.def(
       "group_norm_factors(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "

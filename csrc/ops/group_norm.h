@@ -17,12 +17,13 @@ struct GroupNormFactor {
 };
 
 struct GroupNormParams {
-  const void* x;     // [B, C, size...]
-  const void* grad;  // [B, C, size...] for the backward
-  void* y;           // [B, C, size...]: the output, or the gradient of x; null where only the factors are asked for
-  void* mean;        // [B, groups], written by the forward and read by the backward; float, double for double x
-  void* rstd;        // [B, groups]
-  void* gain;        // [B, C] for the factors: without its activation the output is x * gain + offset
+  const void* x;        // [B, C, size...]
+  const void* grad;     // [B, C, size...] for the backward
+  void* y;              // [B, C, size...]: the output, or the gradient of x; null where only the factors are asked for
+  const void* moments;  // [B, groups, 2] of x where they are known to the forward: mean and variance; else null
+  void* mean;           // [B, groups], written by the forward and read by the backward; float, double for double x
+  void* rstd;           // [B, groups]
+  void* gain;           // [B, C] for the factors: without its activation the output is x * gain + offset
   void* offset;
   void* sum_dz;  // [B, C] for the backward: sums over pixels of dz, and of dz times the normalised x
   void* sum_dz_xhat;

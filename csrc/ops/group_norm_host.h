@@ -16,12 +16,31 @@ struct GroupNormOperators {
   static std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t num_groups, const Factor& weight,
                                                     const Factor& bias, double eps, const Factor& scale,
                                                     const Factor& shift, const std::string& activation) {
+    return forward_with(x, num_groups, weight, bias, eps, scale, shift, activation, std::nullopt);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> with_moments(const Tensor& x, int64_t num_groups, const Factor& weight,
+                                                         const Factor& bias, double eps, const Factor& scale,
+                                                         const Factor& shift, const std::string& activation,
+                                                         const Tensor& moments) {
+    return forward_with(x, num_groups, weight, bias, eps, scale, shift, activation, moments);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> forward_with(const Tensor& x, int64_t num_groups, const Factor& weight,
+                                                         const Factor& bias, double eps, const Factor& scale,
+                                                         const Factor& shift, const std::string& activation,
+                                                         const std::optional<Tensor>& moments) {
     check_group_norm(x, num_groups, eps);
+    if (moments) {
+      check_same_device("group_norm", "moments", *moments, x);
+      check_statistics("moments", *moments, x, std::to_string(num_groups) + ", 2");
+    }
     const bool channels_last = is_channels_last(x);
     const Tensor x_walked = walkable(x, channels_last);
     Tensor y = output_like(x, channels_last), mean = statistic(x, num_groups), rstd = statistic(x, num_groups);
     GroupNormParams params = group_norm_params(x_walked, std::nullopt, y, channels_last, num_groups, weight, bias, eps,
                                                scale, shift, activation);
+    params.moments = moments ? moments->const_data_ptr() : nullptr;
     params.mean = mean.mutable_data_ptr();
     params.rstd = rstd.mutable_data_ptr();
     Device::run(params, x);
@@ -53,14 +72,8 @@ struct GroupNormOperators {
     check_same_dtype("group_norm", "grad", grad, x);
     IMAGEGEN_CHECK(shape_string(grad) == shape_string(x), "group_norm: grad must have x's shape ", shape_string(x),
                    ", got ", shape_string(grad));
-    const std::pair<const char*, const Tensor&> statistics[] = {{"mean", mean}, {"rstd", rstd}};
-    for (const auto& [argument, t] : statistics) {
-      const std::string shape = "(" + std::to_string(x.size(0)) + ", " + std::to_string(num_groups) + ")";
-      IMAGEGEN_CHECK(t.scalar_type() == statistics_dtype(x) && shape_string(t) == shape && t.is_contiguous(),
-                     "group_norm: ", argument, " must be contiguous of shape ", shape, " and dtype ",
-                     dtype_string(statistics_dtype(x)), ", got ", shape_string(t), " of ",
-                     dtype_string(t.scalar_type()));
-    }
+    check_statistics("mean", mean, x, std::to_string(num_groups));
+    check_statistics("rstd", rstd, x, std::to_string(num_groups));
     const bool channels_last = is_channels_last(x);
     const Tensor x_walked = walkable(x, channels_last), grad_walked = walkable(grad, channels_last);
     Tensor dx = output_like(x, channels_last);
@@ -76,6 +89,14 @@ struct GroupNormOperators {
   }
 
  private:
+  // `rest`: the sizes behind that of the batch.
+  static void check_statistics(const char* argument, const Tensor& t, const Tensor& x, const std::string& rest) {
+    const std::string shape = "(" + std::to_string(x.size(0)) + ", " + rest + ")";
+    IMAGEGEN_CHECK(t.scalar_type() == statistics_dtype(x) && shape_string(t) == shape && t.is_contiguous(),
+                   "group_norm: ", argument, " must be contiguous of shape ", shape, " and dtype ",
+                   dtype_string(statistics_dtype(x)), ", got ", shape_string(t), " of ", dtype_string(t.scalar_type()));
+  }
+
   static ScalarType statistics_dtype(const Tensor& x) {
     return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }

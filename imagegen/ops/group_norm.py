@@ -10,7 +10,17 @@ from ._layout import memory_format
 
 
 def group_norm(
-    x, num_groups, weight=None, bias=None, *, eps=1e-5, scale=None, shift=None, activation="linear", backend=None
+    x,
+    num_groups,
+    weight=None,
+    bias=None,
+    *,
+    eps=1e-5,
+    scale=None,
+    shift=None,
+    activation="linear",
+    moments=None,
+    backend=None,
 ):
     """Normalise each group of channels of each image, then apply an affine map, scale, shift and activation.
 
@@ -24,17 +34,22 @@ def group_norm(
         eps: added to the variance.
         scale, shift: (B, C) or None, in x's dtype or float32; what a time or class embedding modulates.
         activation: "linear", "relu", "lrelu", "silu", "gelu", "tanh" or "sigmoid".
+        moments: mean and variance of x's groups, (B, num_groups, 2) in float32, or float64 if x is, where they are
+            known, as ops.upsample_conv2d returns them: x is then read once. Eager takes its own.
         backend: "eager", "cpu", "cuda", "triton" or None, which takes the first one ready on x's device.
 
     Returns: a tensor of x's shape and dtype, channels_last where x is, else contiguous.
-    Gradients: of any order, in x, weight, bias, scale and shift; beyond the first in plain PyTorch.
+    Gradients: of any order, in x, weight, bias, scale and shift; beyond the first in plain PyTorch. Moments are x's, so
+        theirs is a part of x's.
     Raises: ValueError or TypeError that names the argument.
     Equivalent to: act(F.group_norm(x, num_groups, weight, bias, eps) * (1 + scale) + shift)
     Source: Wu and He, "Group Normalization", 2018; scale and shift: Perez et al., "FiLM", 2018.
     """
     _check(x, num_groups, weight, bias, eps, scale, shift, activation)
+    if moments is not None:
+        _check_moments(moments, x, num_groups)
     run = _backend.choose("group_norm", _IMPLEMENTATIONS, backend, x, flop=10 * x.numel())
-    return run(x, num_groups, weight, bias, float(eps), scale, shift, activation)
+    return run(x, num_groups, weight, bias, float(eps), scale, shift, activation, moments)
 
 
 def _check(x, num_groups, weight, bias, eps, scale, shift, activation):
@@ -59,19 +74,35 @@ def _check(x, num_groups, weight, bias, eps, scale, shift, activation):
     check_activation("group_norm", "activation", activation)
 
 
-def _native(x, num_groups, weight, bias, eps, scale, shift, activation):
-    return torch.ops.imagegen.group_norm(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+def _check_moments(moments, x, num_groups):
+    op, shape, dtype = "group_norm", (x.size(0), num_groups, 2), torch.promote_types(x.dtype, torch.float32)
+    check_same_device(op, "moments", moments, x)
+    check_shape(op, "moments", moments, shape, x)
+    if moments.dtype != dtype:
+        raise TypeError(f"{op}: moments must be {dtype}, got {moments.dtype}")
 
 
-def _triton(x, num_groups, weight, bias, eps, scale, shift, activation):
-    return torch.ops.imagegen.group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+def _eager(*arguments):
+    return eager.group_norm(*arguments[:-1])
 
 
-def _group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activation):
+def _kernel(operator, with_moments):
+    def run(*arguments):
+        *others, moments = arguments
+        if moments is None:
+            return operator(*others)[0]
+        return with_moments(*others, moments.detach().contiguous())[0]
+
+    return run
+
+
+def _group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activation, moments=None):
     _check(x, num_groups, weight, bias, eps, scale, shift, activation)
+    if moments is not None:
+        _check_moments(moments, x, num_groups)
     from .triton.group_norm_kernel import group_norm  # here, not above: importing Triton takes a second
 
-    return group_norm(x, num_groups, weight, bias, eps, scale, shift, activation)
+    return group_norm(x, num_groups, weight, bias, eps, scale, shift, activation, moments)
 
 
 def _group_norm_backward_triton(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
@@ -100,7 +131,7 @@ def _statistics(x, shape):
     return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-def _fake(x, num_groups, weight, bias, eps, scale, shift, activation):
+def _fake(x, num_groups, weight, bias, eps, scale, shift, activation, moments=None):
     y = torch.empty_like(x, memory_format=memory_format(x))
     return y, *(_statistics(x, (x.size(0), num_groups)) for _ in range(2))
 
@@ -111,7 +142,7 @@ def _fake_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, 
 
 
 def _setup_context(ctx, inputs, output):
-    x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation = inputs
+    x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation = inputs[:8]
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
@@ -136,7 +167,8 @@ def _backward(kernel):
                 grad, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
             )
             dweight, dbias, dscale, dshift = _factor_gradients(needs[1:], dz, dz_xhat, weight, bias, scale, shift)
-        return dx, None, dweight, dbias, None, dscale, dshift, None
+        of_others = (None,) * (len(ctx.needs_input_grad) - 7)  # the activation, and moments, which are x's
+        return dx, None, dweight, dbias, None, dscale, dshift, *of_others
 
     return backward
 
@@ -162,18 +194,26 @@ _library.define(
     _group_norm_triton,
 )
 _library.define(
+    "group_norm_with_moments_triton(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, "
+    "Tensor? shift, str activation, Tensor moments) -> (Tensor y, Tensor mean, Tensor rstd)",
+    _group_norm_triton,
+)
+_library.define(
     "group_norm_backward_triton(Tensor grad, Tensor x, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, "
     "Tensor? bias, Tensor? scale, Tensor? shift, str activation) -> (Tensor dx, Tensor sum_dz, Tensor sum_dz_xhat)",
     _group_norm_backward_triton,
 )
 
 for twin in ("", "_triton"):
-    _library.register(
-        f"group_norm{twin}",
-        fake=_fake,
-        setup_context=_setup_context,
-        backward=_backward(f"group_norm_backward{twin}"),
-    )
+    for forward in "group_norm", "group_norm_with_moments":
+        _library.register(
+            f"{forward}{twin}",
+            fake=_fake,
+            setup_context=_setup_context,
+            backward=_backward(f"group_norm_backward{twin}"),
+        )
     _library.register(f"group_norm_backward{twin}", fake=_fake_backward)
 
-_IMPLEMENTATIONS = {"eager": eager.group_norm, "cpu": _native, "cuda": _native, "triton": _triton}
+_native = _kernel(_library.op("group_norm"), _library.op("group_norm_with_moments"))
+_triton = _kernel(_library.op("group_norm_triton"), _library.op("group_norm_with_moments_triton"))
+_IMPLEMENTATIONS = {"eager": _eager, "cpu": _native, "cuda": _native, "triton": _triton}

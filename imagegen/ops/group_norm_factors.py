@@ -4,9 +4,8 @@ import torch
 
 from .. import _library
 from . import _backend, eager
-from ._check import check_same_device, check_shape
 from .eager.group_norm_factors import factors
-from .group_norm import _check
+from .group_norm import _check, _check_moments
 
 
 def group_norm_factors(
@@ -35,14 +34,6 @@ def group_norm_factors(
             return factors(mean, var, x.size(1) // num_groups, weight, bias, eps, scale, shift)
     run = _backend.choose("group_norm_factors", _IMPLEMENTATIONS, backend, x, flop=3 * x.numel())
     return run(x, num_groups, weight, bias, float(eps), scale, shift)
-
-
-def _check_moments(moments, x, num_groups):
-    op, shape, dtype = "group_norm", (x.size(0), num_groups, 2), torch.promote_types(x.dtype, torch.float32)
-    check_same_device(op, "moments", moments, x)
-    check_shape(op, "moments", moments, shape, x)
-    if moments.dtype != dtype:
-        raise TypeError(f"{op}: moments must be {dtype}, got {moments.dtype}")
 
 
 def _native(*args):

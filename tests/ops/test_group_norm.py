@@ -12,6 +12,7 @@ from imagegen import _library, ops
 from imagegen.ops import eager
 from imagegen.ops._activation import ACTIVATIONS
 from imagegen.ops._layout import memory_format
+from imagegen.ops.eager.upsample_conv2d import moments as upsample_moments
 
 BACKENDS = backends("group_norm")
 # Without Triton's interpreter, which takes minutes over large tensors and thousands of calls.
@@ -35,6 +36,10 @@ SHAPES = [
     ((1, 6, 3, 4, 5), 2),
     ((0, 8, 4, 4), 2),
 ]
+
+
+def moments_of(x, num_groups):
+    return upsample_moments(x.reshape(*x.shape[:2], 1, -1), num_groups)
 
 
 def reference(x, num_groups, weight, bias, scale, shift, activation):
@@ -378,6 +383,89 @@ def test_autocast(backend, device):
     assert torch.equal(y, fused(x, 4, w, b, None, None, "silu", backend))
 
 
+# ---- moments that are known
+
+
+def with_moments(x, num_groups, m, given, activation="silu", backend="cpu"):
+    weight, bias, scale, shift = given
+    return ops.group_norm(
+        x, num_groups, weight, bias, scale=scale, shift=shift, activation=activation, moments=m, backend=backend
+    )
+
+
+@pytest.mark.parametrize("backend, device", [pytest.param("eager", "cpu", id="eager"), *BACKENDS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape, num_groups", [((2, 12, 6, 34), 3), ((3, 40, 5, 7), 20), ((1, 16, 65, 67), 1)], ids=str)
+def test_known_moments(shape, num_groups, layout, backend, device):
+    x = LAYOUTS[layout](torch.randn(shape, device=device))
+    y = check(
+        lambda x, *f: with_moments(x, num_groups, moments_of(x, num_groups), f, backend=backend),
+        lambda x, *f: reference(x, num_groups, *f, "silu"),
+        x,
+        *factors(x),
+    )
+    assert y.stride() == torch.empty_like(x, memory_format=memory_format(x)).stride()
+
+
+@pytest.mark.parametrize("backend, device", BACKENDS)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 12, 4, 6), (1, 6, 130, 129)], ids=str)
+def test_known_moments_are_not_worked_out_again(shape, dtype, channels_last, backend, device):
+    """Those of another tensor, to be seen, with a mean far above the deviation."""
+    x = (torch.randn(shape, device=device) + 500).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    m = torch.tensor([[500.25, 4], [499.5, 0.25], [500, 1]], device=device).expand(shape[0], 3, 2)
+    m = m.to(torch.promote_types(dtype, torch.float32))
+    given = factors(x)
+    y = with_moments(x, 3, m, given, "linear", backend)
+    weight, bias, scale, shift = (t.double() for t in given)
+    mean, var = (t[..., None, None, None] for t in m.double().unbind(-1))
+    normal = ((x.double().unflatten(1, (3, -1)) - mean) / (var + 1e-5).sqrt()).flatten(1, 2)
+    z = (normal * weight[:, None, None] + bias[:, None, None]) * (1 + scale[..., None, None]) + shift[..., None, None]
+    assert relative_error(y, z) <= {torch.float32: 1e-5, torch.float64: 1e-12}.get(dtype, torch.finfo(dtype).eps)
+
+
+@needs_library
+def test_operator_with_known_moments():
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    given = [f.requires_grad_() for f in factors(x)]
+    operator = torch.ops.imagegen.group_norm_with_moments.default
+    torch.library.opcheck(operator, (x, 3, *given[:2], 1e-5, *given[2:], "silu", moments_of(x, 3).detach()))
+
+    def function(x, *given):
+        return with_moments(x, 3, moments_of(x, 3), given)
+
+    assert torch.autograd.gradcheck(function, (x, *given))
+    assert torch.autograd.gradgradcheck(function, (x, *given))
+    check_error(
+        RuntimeError,
+        "group_norm: moments must be contiguous of shape (2, 3, 2) and dtype torch.float64, got (2, 3)",
+        lambda: operator(x, 3, None, None, 1e-5, None, None, "silu", moments_of(x, 3)[..., 0].contiguous()),
+    )
+
+
+@needs_library
+def test_moments_of_an_upsampling_convolution():
+    x, w = torch.randn(2, 5, 7, 6, requires_grad=True), torch.randn(12, 5, 3, 3, requires_grad=True)
+    y, m = ops.upsample_conv2d(x, w, moments=4)
+    found, expected = ops.group_norm(y, 4, moments=m), ops.group_norm(y, 4)
+    assert relative_error(found, expected) <= 1e-6
+    loss = torch.randn_like(y)
+    for a, b in zip(
+        *(torch.autograd.grad((t * loss).sum(), (x, w), retain_graph=True) for t in (found, expected)), strict=True
+    ):
+        assert relative_error(a, b) <= 1e-5
+
+
+def test_known_moments_compile():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, m: ops.group_norm(x, 4, moments=m), fullgraph=True, dynamic=True)
+    for size in (5, 9):
+        x = torch.randn(2, 12, size, 6)
+        assert relative_error(compiled(x, moments_of(x, 4)), ops.group_norm(x.double(), 4)) <= 1e-5
+
+
 def test_backends_agree_on_memory_format():
     for layout in LAYOUTS.values():
         x = layout(torch.randn(2, 6, 4, 4))
@@ -407,6 +495,15 @@ ERRORS = [
         {"activation": "swish"},
     ),
 ]
+MOMENTS_ERRORS = [
+    (ValueError, "moments must have shape (2, 3, 2) to match x (2, 6, 4, 4), got (2, 3)", torch.ones(2, 3)),
+    (TypeError, "moments must be torch.float32, got torch.float64", torch.ones(2, 3, 2).double()),
+]
+
+
+@pytest.mark.parametrize("error, message, moments", MOMENTS_ERRORS, ids=["shape", "dtype"])
+def test_moments_errors(error, message, moments):
+    check_error(error, f"group_norm: {message}", lambda: ops.group_norm(x, 3, moments=moments))
 
 
 @pytest.mark.parametrize("error, message, change", ERRORS, ids=[m[:24] for _, m, _ in ERRORS])

@@ -162,6 +162,22 @@ def test_factors(layout, dtype):
             assert relative_error(ours, exact) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("side", [8, 72])
+def test_known_moments(side, layout, dtype):
+    """Those of another tensor, to be seen; and kept, as the gradient wants them."""
+    x = LAYOUTS[layout]((torch.randn(2, 12, side, side + 1) + 500).to(dtype))
+    m = torch.tensor([[500.25, 4], [499.5, 0.25], [500, 1]]).expand(2, 3, 2).contiguous()
+    m = m.to(torch.promote_types(dtype, torch.float32))
+    operators = simulator.load("group_norm")
+    y, mean, rstd = operators.group_norm_with_moments(x, 3, None, None, 1e-5, None, None, "silu", m)
+    assert torch.equal(mean, m[..., 0]) and relative_error(rstd, (m[..., 1].double() + 1e-5).rsqrt()) < 1e-6
+    normal = (x.double().unflatten(1, (3, -1)) - mean.double()[..., None, None, None]).flatten(1, 2)
+    z = torch.nn.functional.silu(normal * rstd.double().repeat_interleave(4, 1)[..., None, None])
+    assert relative_error(y, z) <= {torch.float32: 1e-5, torch.float64: 1e-12}.get(dtype, torch.finfo(dtype).eps)
+
+
 @channels_last
 @pytest.mark.parametrize("side", [16, 96])
 def test_orders_of_warps_agree_to_the_bit(side, layout, monkeypatch):

@@ -31,6 +31,7 @@ using Operators = GroupNormOperators<Cpu>;
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("group_norm", TORCH_BOX(&Operators::forward));
+  m.impl("group_norm_with_moments", TORCH_BOX(&Operators::with_moments));
   m.impl("group_norm_factors", TORCH_BOX(&Operators::factors));
   m.impl("group_norm_backward", TORCH_BOX(&Operators::backward));
 }

@@ -19,8 +19,8 @@ template <class S>
 struct InnermostGroupNorm : GroupNorm<S> {
   using Base = GroupNorm<S>;
   using Base::L, Base::p, Base::group_channels, Base::padded, Base::k, Base::x_at, Base::grad_at, Base::streams,
-      Base::allocate, Base::start_backward, Base::finish_forward, Base::finish_backward, Base::for_runs,
-      Base::add_gradient;
+      Base::allocate, Base::start_backward, Base::known_moments, Base::finish_forward, Base::finish_backward,
+      Base::for_runs, Base::add_gradient;
   using typename Base::T;
 
   const int64_t piece_pixels = min<int64_t>(kInnermostPiece, max<int64_t>(32, p.pixels / 16));
@@ -155,12 +155,15 @@ struct InnermostGroupNorm : GroupNorm<S> {
     two_sweeps(
         p.batch, pieces, p.channels * p.pixels,
         [&](int64_t b, int64_t piece) {
+          if (p.moments) return;
           T* s = scratch + (b * pieces + piece) * 3 * padded;
           piece_moments(b, piece, s, s + padded, s + 2 * padded, moments + (b * pieces + piece) * p.groups);
         },
         [&](int64_t b) {
-          for (int64_t g = 0; g < p.groups; ++g)
-            finish_forward(b, g, combine(pieces, [&](int64_t i) { return moments[(b * pieces + i) * p.groups + g]; }));
+          for (int64_t g = 0; g < p.groups; ++g) {
+            const auto part = [&](int64_t i) { return moments[(b * pieces + i) * p.groups + g]; };
+            finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, part));
+          }
         },
         [&](int64_t b, int64_t piece) {
           if (!p.y) return;

@@ -41,8 +41,8 @@ template <class S>
 struct PlanarGroupNorm : GroupNorm<S> {
   using Base = GroupNorm<S>;
   using Base::L, Base::p, Base::group_channels, Base::group_elements, Base::padded, Base::k, Base::x_at, Base::grad_at,
-      Base::y_at, Base::streams, Base::allocate, Base::start_backward, Base::finish_forward, Base::finish_backward,
-      Base::for_runs, Base::add_gradient;
+      Base::y_at, Base::streams, Base::allocate, Base::start_backward, Base::known_moments, Base::finish_forward,
+      Base::finish_backward, Base::for_runs, Base::add_gradient;
   using typename Base::T;
 
   const int64_t chunks = max<int64_t>(1, ceil_div(p.pixels, kPlanarPiece));
@@ -159,10 +159,13 @@ struct PlanarGroupNorm : GroupNorm<S> {
     allocate(units * pieces, 0, &moments, &none);
     two_sweeps(
         units, pieces, group_channels * p.pixels,
-        [&](int64_t unit, int64_t piece) { moments[unit * pieces + piece] = piece_moments(unit, piece); },
+        [&](int64_t unit, int64_t piece) {
+          if (!p.moments) moments[unit * pieces + piece] = piece_moments(unit, piece);
+        },
         [&](int64_t unit) {
           const Moments* parts = moments + unit * pieces;
-          finish_forward(unit / p.groups, unit % p.groups, combine(pieces, [&](int64_t i) { return parts[i]; }));
+          const int64_t b = unit / p.groups, g = unit % p.groups;
+          finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, [&](int64_t i) { return parts[i]; }));
         },
         [&](int64_t unit, int64_t piece) {
           if (!p.y) return;

@@ -34,6 +34,7 @@ using Operators = GroupNormOperators<Cuda>;
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CUDA, m) {
   m.impl("group_norm", TORCH_BOX(&Operators::forward));
+  m.impl("group_norm_with_moments", TORCH_BOX(&Operators::with_moments));
   m.impl("group_norm_factors", TORCH_BOX(&Operators::factors));
   m.impl("group_norm_backward", TORCH_BOX(&Operators::backward));
 }

@@ -179,6 +179,19 @@ __device__ __forceinline__ Statistics<T> finish(const Moments<T>& m, T pivot, do
   const T center = pivot + m.mean;
   return {center, (pivot - center) + m.mean, T(1) / sqrt((m.n > 0 ? m.m2 / m.n : T(0)) + T(eps))};
 }
+// Those of a group from all its parts, for every thread of the team whose lane this is; or as the caller knows them.
+template <class S, bool kDense = false>
+__device__ __forceinline__ Statistics<Compute<S>> statistics_of(const GroupNormParams& p,
+                                                                const Moments<Compute<S>>* parts, int64_t count,
+                                                                int64_t b, int64_t g, int lane, int team) {
+  using T = Compute<S>;
+  const int64_t unit = b * p.groups + g;
+  if (p.moments) {
+    const T* const known = static_cast<const T*>(p.moments) + 2 * unit;
+    return finish(Moments<T>{1, known[0], known[1]}, T(0), p.eps);
+  }
+  return finish(merge_parts(parts + unit * count, count, lane, team), pivot_of<S, kDense>(p, b, g), p.eps);
+}
 template <class T>
 __device__ __forceinline__ void keep(const GroupNormParams& p, int64_t unit, const Statistics<T>& s) {
   static_cast<T*>(p.mean)[unit] = s.center;

@@ -148,9 +148,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   Statistics<T>* statistics = dynamic_shared<Statistics<T>>();
   for (int i = threadIdx.x / 32; i < t.groups; i += kWarps) {
     const int64_t unit = t.b * p.groups + t.g + i;
-    const Moments<T> m = merge_parts(parts + unit * count, count, threadIdx.x % 32, 32);
+    const Statistics<T> s = statistics_of<S, Way::kDense>(p, parts, count, t.b, t.g + i, threadIdx.x % 32, 32);
     if (threadIdx.x % 32 != 0) continue;
-    statistics[i] = finish(m, pivot_of<S, Way::kDense>(p, t.b, t.g + i), p.eps);
+    statistics[i] = s;
     if (t.piece == 0) keep(p, unit, statistics[i]);
   }
   __syncthreads();

@@ -2,8 +2,8 @@
 //
 // Forward: one launch where a group fits in a block's shared memory, which reads x once (8 us for 16 MiB, read and
 // written, at 4.3 TB/s less what the L2 holds); else two, statistics and apply; a third in between where the parts of a
-// group are so many that merging them in every block would show. Backward: sums, one number for each channel of them,
-// gradient. The factors: statistics, then a number for each channel.
+// group are so many that merging them in every block would show; apply alone where the moments are known. Backward:
+// sums, one number for each channel of them, gradient. The factors: statistics, then a number for each channel.
 #include "ops/cuda/group_norm.cuh"
 
 namespace imagegen::cuda {
@@ -30,8 +30,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     group_norm_factors_kernel(GroupNormParams p, const Moments<Compute<S>>* parts, int64_t count) {
   using T = Compute<S>;
   const int64_t unit = blockIdx.x, b = unit / p.groups, g = unit - b * p.groups, group_channels = p.channels / p.groups;
-  const Moments<T> m = merge_parts(parts + unit * count, count, threadIdx.x, kThreads);
-  const Statistics<T> s = finish(m, pivot_of<S>(p, b, g), p.eps);
+  const Statistics<T> s = statistics_of<S>(p, parts, count, b, g, threadIdx.x, kThreads);
   if (threadIdx.x == 0) keep(p, unit, s);
   for (int64_t c = g * group_channels + threadIdx.x; c < (g + 1) * group_channels; c += kThreads) {
     const Coefficients<T> k = coefficients<S>(p, s, b, c);
@@ -173,6 +172,8 @@ cudaError_t keep_groups(const GroupNormParams& p, const GroupNormCut& cut, cudaS
 }
 
 cudaError_t forward(const GroupNormParams& p, const GroupNormCut& cut, void* workspace, cudaStream_t stream) {
+  if (p.moments)
+    return (p.channels_innermost ? innermost::apply : planar::apply)(p, cut, {nullptr, 0, nullptr, stream});
   const int64_t units = p.batch * p.groups;
   GroupNormWork work{workspace, parts_per_group(p, cut), nullptr, stream};
   cudaError_t error = (p.channels_innermost ? innermost::statistics : planar::statistics)(p, cut, work);
@@ -216,14 +217,14 @@ int64_t group_norm_workspace_bytes(const GroupNormParams& p) {
   const GroupNormCut cut = cut_of(p);
   const int64_t units = p.batch * p.groups, number = p.dtype == Dtype::f64 ? 8 : 4;
   if (p.backward) return number * 2 * (p.batch * p.channels * cut.slices + units);
-  return p.y && fits(p, cut) ? 0 : number * 3 * units * (parts_per_group(p, cut) + 1);
+  return p.moments || (p.y && fits(p, cut)) ? 0 : number * 3 * units * (parts_per_group(p, cut) + 1);
 }
 
 cudaError_t group_norm_kernel(const GroupNormParams& p, void* workspace, cudaStream_t stream) {
   if (is_empty(p)) return cudaSuccess;
   const GroupNormCut cut = cut_of(p);
   if (p.backward) return backward(p, cut, workspace, stream);
-  return p.y && fits(p, cut) ? keep_groups(p, cut, stream) : forward(p, cut, workspace, stream);
+  return p.y && !p.moments && fits(p, cut) ? keep_groups(p, cut, stream) : forward(p, cut, workspace, stream);
 }
 
 }  // namespace imagegen::cuda

@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kThreads, Way::kBlocks)
   constexpr int W = Way::W, U = Way::kUnrolled ? kUnroll : 1;
   const Row row(p, cut, true);
   const int64_t unit = row.b * p.groups + row.g;
-  const Moments<T> m = merge_parts(parts + unit * count, count, row.lane, cut.team);
-  const Statistics<T> s = finish(m, pivot_of<S, Way::kDense>(p, row.b, row.g), p.eps);
+  const Statistics<T> s = statistics_of<S, Way::kDense>(p, parts, count, row.b, row.g, row.lane, cut.team);
   if (row.leads() && row.begin == 0 && row.c % (p.channels / p.groups) == 0) keep(p, unit, s);
   const Coefficients<T> k = coefficients<S>(p, s, row.b, row.c);
 
@@ -186,6 +185,15 @@ dim3 grid(const GroupNormParams& p, const GroupNormCut& cut) {
   return static_cast<unsigned>(ceil_div(p.batch * p.channels * cut.slices, kThreads / cut.team));
 }
 
+// Launches kernel_of<Way>(), which takes p, the cut and what is left, of types that the Way decides.
+template <bool kActivates, class KernelOf, class... Rest>
+cudaError_t run(const KernelOf& kernel_of, const GroupNormParams& p, const GroupNormCut& cut, cudaStream_t stream,
+                Rest... rest) {
+  return dispatch<kActivates>(p, cut, [&]<class Way>() {
+    return launch(kernel_of.template operator()<Way>(), grid(p, cut), kThreads, 0, stream, p, cut, rest...);
+  });
+}
+
 }  // namespace
 
 namespace planar {
@@ -202,31 +210,20 @@ GroupNormCut cut(const GroupNormParams& p, int width) {
 }
 
 cudaError_t statistics(const GroupNormParams& p, const GroupNormCut& cut, const GroupNormWork& work) {
-  return dispatch<false>(p, cut, [&]<class Way>() {
-    return launch(planar_statistics_kernel<Way>, grid(p, cut), kThreads, 0, work.stream, p, cut,
-                  static_cast<Moments<typename Way::T>*>(work.parts));
-  });
+  return run<false>([]<class Way>() { return planar_statistics_kernel<Way>; }, p, cut, work.stream, work.parts);
 }
 
 cudaError_t apply(const GroupNormParams& p, const GroupNormCut& cut, const GroupNormWork& work) {
-  return dispatch<true>(p, cut, [&]<class Way>() {
-    return launch(planar_apply_kernel<Way>, grid(p, cut), kThreads, 0, work.stream, p, cut,
-                  static_cast<const Moments<typename Way::T>*>(work.parts), work.parts_per_group);
-  });
+  return run<true>([]<class Way>() { return planar_apply_kernel<Way>; }, p, cut, work.stream, work.parts,
+                   work.parts_per_group);
 }
 
 cudaError_t gradient_sums(const GroupNormParams& p, const GroupNormCut& cut, const GroupNormWork& work) {
-  return dispatch<true>(p, cut, [&]<class Way>() {
-    return launch(planar_gradient_sums_kernel<Way>, grid(p, cut), kThreads, 0, work.stream, p, cut,
-                  static_cast<Sums<typename Way::T>*>(work.parts));
-  });
+  return run<true>([]<class Way>() { return planar_gradient_sums_kernel<Way>; }, p, cut, work.stream, work.parts);
 }
 
 cudaError_t gradient(const GroupNormParams& p, const GroupNormCut& cut, const GroupNormWork& work) {
-  return dispatch<true>(p, cut, [&]<class Way>() {
-    return launch(planar_gradient_kernel<Way>, grid(p, cut), kThreads, 0, work.stream, p, cut,
-                  static_cast<const typename Way::T*>(work.level_slope));
-  });
+  return run<true>([]<class Way>() { return planar_gradient_kernel<Way>; }, p, cut, work.stream, work.level_slope);
 }
 
 }  // namespace planar

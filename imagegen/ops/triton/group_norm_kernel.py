@@ -20,16 +20,20 @@ PROGRAMS = 4096  # more than twice what the largest GPU runs at a time, so that 
 PARTS = 1024  # of a group, merged at a time
 
 
-def group_norm(x, num_groups, weight, bias, eps, scale, shift, activation):
-    """y, and the mean and rstd of every group."""
+def group_norm(x, num_groups, weight, bias, eps, scale, shift, activation, moments=None):
+    """y, and the mean and rstd of every group; moments: its mean and variance where they are known."""
     y = torch.empty_like(x, memory_format=memory_format(x))
     mean, rstd, lost = (_statistic(x, num_groups) for _ in range(3))
+    if moments is not None:
+        mean.copy_(moments[..., 0])
+        torch.rsqrt(moments[..., 1] + eps, out=rstd)
     if x.size(0) * x.size(1) == 0:
         return y, mean, rstd
     shape, factors = _shape(x, num_groups), _factors(weight, bias, scale, shift)
     with torch.cuda.device_of(x):
         pixels, channels = math.prod(x.shape[2:]), x.size(1) // num_groups
-        if 0 < triton.next_power_of_2(pixels) * triton.next_power_of_2(channels) <= WHOLE and pixels:
+        few = triton.next_power_of_2(pixels) * triton.next_power_of_2(channels) <= WHOLE
+        if moments is None and few and pixels:
             whole = {"BC": triton.next_power_of_2(channels), "BP": triton.next_power_of_2(pixels)}
             warps = min(16, max(1, whole["BC"] * whole["BP"] // 1024))
             group_norm_whole_kernel[(x.size(0) * num_groups,)](
@@ -37,7 +41,10 @@ def group_norm(x, num_groups, weight, bias, eps, scale, shift, activation):
             )
         else:
             tile, grid = _tiles(x)
-            _statistics(x, mean, rstd, lost, None, None, shape, factors, eps, num_groups, tile, grid)
+            if moments is None:
+                _statistics(x, mean, rstd, lost, None, None, shape, factors, eps, num_groups, tile, grid)
+            else:
+                lost = None
             group_norm_apply_kernel[grid](
                 x, y, mean, rstd, lost, *shape, *_walk(x), *_dense(y), *factors, *tile[:2], ACT=activation, **tile[2]
             )
@@ -319,7 +326,8 @@ def group_norm_apply_kernel(
     unit, (center, gain, offset) = _channels(
         b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b
     )
-    offset -= tl.load(lost + unit) * gain
+    if lost is not None:
+        offset -= tl.load(lost + unit) * gain
     for start in range(0, piece, BP):
         i = s * piece + start + tl.arange(0, BP)
         inside = (i < pixels)[None, :] & (c < C)[:, None]
