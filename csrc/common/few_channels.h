@@ -104,6 +104,8 @@ template <class Alg, class T, int kCout>
 class FewChannels {
   static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
   static constexpr int kWeights = kScale * kScale * kSpan * kSpan, kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
+  // Vectors of pixels that are summed at a time: two multipliers of four cycles want eight sums in flight.
+  static constexpr int64_t kVectors = kScale == 1 ? 2 : 1;
   static constexpr int64_t kColumns = InputStage<T>::kColumns, kWidth = InputStage<T>::kWidth;
 
   const ProductConvParams& p;
@@ -127,8 +129,11 @@ class FewChannels {
         const int64_t height = min(rows, blocks_h - h0), width = min(kColumns, blocks_w - w0);
         input.fill(stage, b, h0, w0, height, width);
         for (int64_t h = 0; h < height; ++h)
-          for (int64_t x = 0; x < width; x += L)
-            convolve(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, min<int64_t>(L, width - x));
+          for (int64_t x = 0; x < width; x += kVectors * L) {
+            const int64_t n = min(kVectors * L, width - x);
+            n > L ? convolve<kVectors>(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, n)
+                  : convolve<1>(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, n);
+          }
       }
     });
     release(weights, bytes);
@@ -158,22 +163,27 @@ class FewChannels {
       }
   }
 
-  // The block of kScale x kScale output pixels of every channel for each of n input pixels in a row.
+  // The block of kScale x kScale output pixels of every channel for each of n <= V * L input pixels in a row.
+  template <int V>
   void convolve(const T* stage, const T* weights, int64_t b, int64_t h, int64_t w, int64_t n) const {
-    Vec<T> y[kCout][kScale][kScale] = {};
+    Vec<T> y[V][kCout][kScale][kScale] = {};
     for (int64_t c = 0; c < p.cin; ++c, stage += input.plane()) {
-      Vec<T> x[3][3];
-      UNROLL(3)
-      for (int i = 0; i < 3; ++i) UNROLL(3) for (int j = 0; j < 3; ++j) x[i][j] = load(stage + i * kWidth + j);
+      Vec<T> x[V][3][3];
+      UNROLL(2)
+      for (int v = 0; v < V; ++v) UNROLL(3)
+      for (int i = 0; i < 3; ++i)
+        UNROLL(3) for (int j = 0; j < 3; ++j) x[v][i][j] = load(stage + i * kWidth + j + v * L);
       UNROLL(4)
       for (int co = 0; co < kCout; ++co, weights += kWeights) UNROLL(16)
       for (int i = 0; i < kWeights; ++i) {
         const int row = i / (kScale * kSpan * kSpan), col = i / (kSpan * kSpan) % kScale;
-        y[co][row][col] += x[row + i / kSpan % kSpan][col + i % kSpan] * weights[i];
+        UNROLL(2)
+        for (int v = 0; v < V; ++v) y[v][co][row][col] += x[v][row + i / kSpan % kSpan][col + i % kSpan] * weights[i];
       }
     }
     dispatch_dtype<T>(p.dtype, [&]<class S>() {
-      for (int co = 0; co < kCout; ++co) finish<S>(co, &y[co][0][0], b, h, w, n);
+      for (int v = 0; v < V; ++v)
+        for (int co = 0; co < kCout; ++co) finish<S>(co, &y[v][co][0][0], b, h, w + v * L, min<int64_t>(L, n - v * L));
     });
   }
 
