@@ -1,7 +1,7 @@
 // Large blocks of memory that are gone, kept for the next ones.
 //
-// Fresh pages cost up to 10 us per 4 KB in a virtual machine (20 ms for 33 MB, 2.5 ms on huge pages), where normalising
-// as much takes 3 ms and convolving 36. Memory that is kept is paged in already, on huge pages.
+// Fresh pages cost microseconds each in a virtual machine (20 ms for 33 MB, 2.5 ms on huge pages), where normalising as
+// much takes 3 ms and convolving 36. Memory that is kept is paged in already; from 4 MB on, on huge pages.
 #pragma once
 #include <cstddef>
 

@@ -54,7 +54,7 @@ class RowsToCome {
 
  public:
   RowsToCome(S* x, int64_t row_stride, int64_t n, int64_t head_dim, int64_t parts)
-      : row(x), row_stride(row_stride), head_dim(head_dim), share(ceil_div(n, parts)), left(n) {}
+      : row(x), row_stride(row_stride), head_dim(head_dim), share(ceil_div(n, max<int64_t>(1, parts))), left(n) {}
 
   INLINE void ask() {
     for (int64_t i = min(share, left); i > 0; --i, --left, row += row_stride)

@@ -165,7 +165,7 @@ struct InnermostGroupNorm : GroupNorm<S> {
             finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, part));
           }
         },
-        [&](int64_t b, int64_t piece) {
+        [&](int64_t b, int64_t piece, bool) {
           if (!p.y) return;
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, false, true>(b, piece) : write<A, false, false>(b, piece);
@@ -196,7 +196,7 @@ struct InnermostGroupNorm : GroupNorm<S> {
               return s;
             });
         },
-        [&](int64_t b, int64_t piece) {
+        [&](int64_t b, int64_t piece, bool) {
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, true, true>(b, piece) : write<A, true, false>(b, piece);
           });

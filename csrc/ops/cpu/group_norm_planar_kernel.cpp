@@ -116,7 +116,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
 
   // The distance from a piece to that of the next unit, as far as that fits in L2 beside this one; 0 beyond.
   int64_t to_next_unit(int64_t unit, int64_t piece) const {
-    if (unit + 1 == p.batch * p.groups || piece * kPlanarPiece * int64_t{sizeof(S)} >= kPrefetchedBytes) return 0;
+    if (piece * kPlanarPiece * int64_t{sizeof(S)} >= kPrefetchedBytes) return 0;
     const int64_t next_group = group_channels * p.x_c_stride;
     return (unit + 1) % p.groups ? next_group : p.x_batch_stride - (p.groups - 1) * next_group;
   }
@@ -124,8 +124,8 @@ struct PlanarGroupNorm : GroupNorm<S> {
   // kKeep finds dz, which is past the activation, in y. The forward fetches the next unit's x, which is then read from
   // L2, and lines of y before they are written to: 10-20 % at 8 MB.
   template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
-  void write(int64_t unit, int64_t piece) const {
-    [[maybe_unused]] const int64_t ahead = to_next_unit(unit, piece);
+  void write(int64_t unit, int64_t piece, bool goes_on) const {
+    [[maybe_unused]] const int64_t ahead = goes_on ? to_next_unit(unit, piece) : 0;
     for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<kBackward>(k, b * padded + c);
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
@@ -167,10 +167,10 @@ struct PlanarGroupNorm : GroupNorm<S> {
           const int64_t b = unit / p.groups, g = unit % p.groups;
           finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, [&](int64_t i) { return parts[i]; }));
         },
-        [&](int64_t unit, int64_t piece) {
+        [&](int64_t unit, int64_t piece, bool goes_on) {
           if (!p.y) return;
           dispatch_usual(p.activation, [&]<Activation A>() {
-            streamed ? write<A, false, true>(unit, piece) : write<A, false, false>(unit, piece);
+            streamed ? write<A, false, true>(unit, piece, goes_on) : write<A, false, false>(unit, piece, goes_on);
           });
         });
   }
@@ -205,10 +205,10 @@ struct PlanarGroupNorm : GroupNorm<S> {
             return s;
           });
         },
-        [&](int64_t unit, int64_t piece) {
-          if (keep) return write<Activation::linear, true, false, true>(unit, piece);
+        [&](int64_t unit, int64_t piece, bool) {
+          if (keep) return write<Activation::linear, true, false, true>(unit, piece, false);
           dispatch_usual(p.activation, [&]<Activation A>() {
-            streamed ? write<A, true, true>(unit, piece) : write<A, true, false>(unit, piece);
+            streamed ? write<A, true, true>(unit, piece, false) : write<A, true, false>(unit, piece, false);
           });
         });
   }

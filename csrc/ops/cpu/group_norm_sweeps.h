@@ -130,7 +130,7 @@ INLINE void put(S* p, Vec<Compute<S>> v) {
 //
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
 // whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first
-// read last is still there.
+// read last is still there. second is told whether the thread goes on to the next unit.
 template <class First, class Finish, class Second>
 INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, const First& first, const Finish& finish,
                        const Second& second) {
@@ -140,7 +140,7 @@ INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, con
       for (int64_t unit = begin; unit < end; ++unit) {
         for (int64_t i = 0; i < pieces; ++i) first(unit, i);
         finish(unit);
-        for (int64_t i = pieces - 1; i >= 0; --i) second(unit, i);
+        for (int64_t i = pieces - 1; i >= 0; --i) second(unit, i, unit + 1 < end);
       }
       finish_streams();
     });
@@ -154,7 +154,7 @@ INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, con
     for (int64_t unit = begin; unit < end; ++unit) finish(unit);
   });
   parallel_for(units * pieces, piece_grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = end - 1; i >= begin; --i) second(i / pieces, i % pieces);
+    for (int64_t i = end - 1; i >= begin; --i) second(i / pieces, i % pieces, false);
     finish_streams();
   });
 }

@@ -183,6 +183,8 @@ std::tuple<Tensor, Tensor> upsample_conv2d_packed_cuda(const Tensor& x, const Te
   IMAGEGEN_CHECK(weight.dim() == 1 && weight.is_contiguous() && weight.size(0) * x.element_size() == bytes,
                  "upsample_conv2d: packed_weight must be what upsample_conv2d_pack_weight makes of a weight of shape (",
                  cout, ", ", s.cin, ", 3, 3), got a tensor of shape ", shape_string(weight));
+  IMAGEGEN_CHECK(reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % kPieceBytes == 0,
+                 "upsample_conv2d: packed_weight must begin at a multiple of ", kPieceBytes, " bytes");
   if (groups != 0) check_upsample_conv2d_groups(groups, cout);
   return forward(s, x, [&](Dtype, cudaStream_t) { return weight; }, bias, activation, groups);
 }

@@ -1,11 +1,11 @@
 // upsample_conv2d's forward on tensor cores (mma.sync, sm_80 and later).
 //
 // A block owns kHeight x 8 pixels at low resolution and 32 channels of y, and keeps the nine products' sums. Copies in
-// flight bring a patch of x, one pixel more on every side, and the nine products' weights, packed in the order in which
-// lanes want them. A left operand is two rows of eight pixels, so that the pixel above or below is in another register
-// of the same lane, and the columns beside are other matrices of the patch: differences are formed in registers. All
-// are differences to the centre. Sharing one between two products would save six of 24 subtractions, but mma wants its
-// operands in four registers beside each other, and moving costs as much.
+// flight bring a patch of x, one pixel more on every side, and the nine products' weights, packed in squares
+// that matrices are loaded from. A left operand is two rows of eight pixels, so that the pixel above or below is in
+// another register of the same lane, and the columns beside are other matrices of the patch: differences are formed in
+// registers. All are differences to the centre. Sharing one between two products would save six of 24 subtractions, but
+// mma wants its operands in four registers beside each other, and moving costs as much.
 #include <type_traits>
 
 #include "upsample_conv2d_tile.cuh"
