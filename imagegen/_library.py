@@ -76,9 +76,9 @@ def why_missing(name, backend):
 
 
 def define(schema, function):
-    """Define an operator that a Python function runs: the Triton twin of a compiled one.
+    """Define an operator that a Python function runs, the same on CPU and CUDA.
 
-    Its kernels for CPU and CUDA are the same: Triton's interpreter takes CPU tensors.
+    That is the Triton twin of a compiled one, since Triton's interpreter takes CPU tensors, or a call of torch's own.
     """
     name = schema.partition("(")[0]
     _python_side.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

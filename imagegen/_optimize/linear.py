@@ -5,9 +5,11 @@ leaves AVX-512 unused: 95 GFLOP/s a core on Zen 5, where oneDNN multiplies the s
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _library
-from .modules import Fusion, takes
+from ..ops._layout import memory_format
+from .modules import Fusion
 
 LIBRARY = "oneDNN"
 
@@ -32,11 +34,11 @@ class Linear(torch.nn.Linear):
 
     @staticmethod
     def fusions(linear):
-        if FASTER and linear.weight.is_cpu:
+        if FASTER and _is_dense_float32(getattr(linear, "weight", None)):
             yield Fusion(linear, [], "Linear", LIBRARY)
 
     def forward(self, input):
-        if isinstance(input, torch.Tensor) and _gains(input, self.weight):
+        if _gains(input, self.weight, -1):
             return _linear(input, self.weight, self.bias)
         return super().forward(input)
 
@@ -46,11 +48,11 @@ class PointwiseConv2d(torch.nn.Conv2d):
 
     @staticmethod
     def fusions(conv):
-        if FASTER and conv.weight.is_cpu and is_pointwise(conv):
+        if FASTER and _is_dense_float32(getattr(conv, "weight", None)) and is_pointwise(conv):
             yield Fusion(conv, [], "Conv2d 1x1", LIBRARY)
 
     def forward(self, input):
-        if takes(input) and _gains(input, self.weight):
+        if _gains(input, self.weight, 1) and input.dim() == 4:
             return _pointwise(input, self.weight, self.bias)
         return super().forward(input)
 
@@ -60,10 +62,20 @@ def is_pointwise(conv):
     return (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
-def _gains(x, weight):
-    if not (x.is_cpu and weight.is_cpu and x.dtype is weight.dtype is torch.float32):
+def _gains(x, weight, axis):
+    """Whether oneDNN takes x, whose channels lie along that axis, and is worth its setup; else torch does as always."""
+    if not (_is_dense_float32(x) and _is_dense_float32(weight)) or x.dim() == 0 or x.size(axis) != weight.size(1):
         return False
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return False  # these operators have no derivative in forward mode, and no rule for vmap
     return x.numel() * weight.size(0) >= _FEWEST and not torch.is_autocast_enabled("cpu")
+
+
+def _is_dense_float32(t):
+    """Whether t is a plain tensor on CPU: not nested, sparse, distributed or of quantised content."""
+    if type(t) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided
 
 
 def _run_linear(x, weight, bias):
@@ -73,7 +85,7 @@ def _run_linear(x, weight, bias):
 
 
 def _run_pointwise(x, weight, bias):
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if memory_format(x) is torch.channels_last:
         return _run_linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     weight = weight.flatten(1)[:, :, None, None]  # which lies in x's format, not in channels_last
     return torch.ops.aten.mkldnn_convolution(x.contiguous(), weight, bias, [0, 0], [1, 1], [1, 1], 1)
@@ -85,7 +97,7 @@ def _fake_linear(x, weight, bias):
 
 def _fake_pointwise(x, weight, bias):
     B, _, H, W = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if memory_format(x) is torch.channels_last:
         return x.new_empty(B, H, W, weight.size(0)).permute(0, 3, 1, 2)
     return x.new_empty(B, weight.size(0), H, W)
 
@@ -115,7 +127,7 @@ def _backward_pointwise(ctx, grad):
 
 
 def _backward_weight(grad, x):
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if memory_format(x) is torch.channels_last:
         pixels = (t.permute(1, 0, 2, 3).flatten(1) for t in (grad, x))
         return _product(*pixels)[:, :, None, None]
     images = zip(grad.flatten(2), x.flatten(2), strict=True)

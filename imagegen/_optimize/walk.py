@@ -16,7 +16,7 @@ def optimize(model, *, verbose=False):
 
     - torch.nn.Conv2d of 3x3, stride 1 and padding 1, torch.nn.ConvTranspose2d that doubles the size, and
       torch.nn.GroupNorm;
-    - on CPUs for which MKL has no kernels of its own, torch.nn.Linear and torch.nn.Conv2d of 1x1: by oneDNN;
+    - on CPUs where MKL multiplies without AVX-512, float32 torch.nn.Linear and torch.nn.Conv2d of 1x1: by oneDNN;
     - in torch.nn.Sequential, as one op each: nearest-2x Upsample, convolution and activation; GroupNorm, activation,
       convolution and activation, or the first or last two of them; transposed convolution, BatchNorm2d in eval and
       activation;
@@ -91,9 +91,10 @@ def _replace(module, names, replacements, ours, report):
     if kind is None:
         report.kept += type(module) in replacements.values()
         for base in replacements:
+            if base in _UNNAMED or type(module) in ours or not isinstance(module, base):
+                continue
             left = Left(names[module], base.__name__, f"it is a subclass, {type(module).__name__}")
-            named = base in _UNNAMED or left in report.left  # by the pass before
-            if isinstance(module, base) and type(module) not in ours and not named:
+            if left not in report.left:  # by the pass before
                 report.left.append(left)
         return
     for fusion in kind.fusions(module):

@@ -8,6 +8,7 @@ from torch import nn
 
 import imagegen
 from imagegen._optimize import linear
+from imagegen.ops._layout import memory_format
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -43,6 +44,10 @@ def images_channels_last():
     return images().to(memory_format=torch.channels_last)
 
 
+def images_channels_last_slice():
+    return torch.randn(2, 66, 5, 7).to(memory_format=torch.channels_last)[:, :33]
+
+
 def images_apart():
     return torch.randn(2, 33, 5, 14)[..., ::2]
 
@@ -54,7 +59,7 @@ def one_pixel():
 CASES = [(lambda bias: nn.Linear(33, 19, bias), make) for make in (rows, rows_apart, one_row, repeated)]
 CASES += [
     (lambda bias: nn.Conv2d(33, 19, 1, bias=bias), make)
-    for make in (images, images_channels_last, images_apart, one_pixel)
+    for make in (images, images_channels_last, images_channels_last_slice, images_apart, one_pixel)
 ]
 every_case = pytest.mark.parametrize(("build", "make"), CASES, ids=lambda f: f.__name__.strip("<>"))
 
@@ -75,14 +80,17 @@ def test_outputs_and_gradients(build, make, bias):
     twin = copy.deepcopy(layer).double()
     x = make()
     results = []
-    for module, t in (optimized(layer), x), (twin, x.double()):
+    with torch.profiler.profile() as profile:
+        optimized(layer)(x)
+    assert any(e.key in ("imagegen::linear", "imagegen::pointwise") for e in profile.key_averages())
+    for module, t in (layer, x), (twin, x.double()):
         t = t.detach().requires_grad_()
         y = module(t)
         y.square().sum().backward()
         results.append([y, t.grad, *(p.grad for p in module.parameters())])
     for ours, exact in zip(*results, strict=True):
         assert relative_error(ours, exact) < 1e-6
-    assert layer(x).is_contiguous(memory_format=torch.channels_last) or make is not images_channels_last
+    assert memory_format(layer(x)) is memory_format(x)
 
 
 @every_case
@@ -100,9 +108,42 @@ def test_gradients_of_gradients(build, make):
         assert relative_error(ours, exact) < 1e-5
 
 
+@pytest.mark.parametrize(("layer", "make"), [(nn.Linear(33, 19), rows), (nn.Conv2d(33, 19, 1), images)])
+def test_forward_mode(layer, make):
+    layer, x = copy.deepcopy(layer), make()
+    twin, tangent = copy.deepcopy(layer).double(), torch.randn_like(x)
+    _, ours = torch.func.jvp(optimized(layer), (x,), (tangent,))
+    assert relative_error(ours, torch.func.jvp(twin, (x.double(),), (tangent.double(),))[1]) < 1e-6
+
+
+def test_gradients_of_each_sample():
+    layer, x = optimized(nn.Linear(33, 19)), torch.randn(4, 33)
+    grads = torch.func.vmap(torch.func.grad(lambda x: layer(x).square().sum()))(x)
+    assert relative_error(grads, torch.func.grad(lambda x: layer(x).square().sum())(x)) < 1e-6
+
+
+def test_what_onednn_does_not_take_stays_with_torch():
+    layer = nn.Linear(33, 19)
+    twin = copy.deepcopy(layer)
+    jagged = torch.nested.nested_tensor([torch.randn(2, 33), torch.randn(5, 33)], layout=torch.jagged)
+    assert torch.equal(optimized(layer)(jagged).values(), twin(jagged).values())
+    sparse = torch.randn(4, 33).to_sparse()
+    assert torch.equal(layer(sparse), twin(sparse))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        layer(torch.randn(5, 32))
+
+
+def test_half_precision_and_layers_without_a_weight_are_not_replaced():
+    bare = nn.Linear(33, 19)
+    del bare.weight
+    for layer in nn.Linear(33, 19).bfloat16(), nn.Conv2d(33, 19, 1).double(), bare:
+        assert imagegen.optimize(layer).replaced == []
+
+
 def test_other_dtypes_and_autocast_stay_with_torch():
-    net = nn.Sequential(nn.Linear(33, 8), nn.Linear(8, 8).double(), nn.Linear(8, 4))
+    net = nn.Sequential(nn.Linear(33, 8), nn.Linear(8, 8), nn.Linear(8, 4))
     imagegen.optimize(net)
+    net[1].double()
     with torch.profiler.profile() as profile:
         net[0](torch.randn(5, 33)), net[1](torch.randn(5, 8).double())
         with torch.autocast("cpu"):
