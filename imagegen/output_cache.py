@@ -20,7 +20,7 @@ def limit():
 
 
 def set_limit(size):
-    """Keep at most `size` bytes from now on; with 0 outputs stay in torch's own memory."""
+    """Keep at most `size` bytes from now on; with 0 nothing, and outputs stay in torch's own memory."""
     _library.set_cache_limit("output_cache", size)
 
 

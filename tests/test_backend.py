@@ -224,6 +224,20 @@ imagegen.info()
     assert "  eager  ready" in info
 
 
+@pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+def test_forward_mode_runs_in_eager(monkeypatch):
+    monkeypatch.setattr(_backend, "_warned", set())
+    x, tangent = torch.randn(2, 3), torch.randn(2, 3)
+
+    def derivative(backend):
+        return torch.func.jvp(lambda x: bias_act(x, act="silu", backend=backend), (x,), (tangent,))[1]
+
+    with pytest.warns(UserWarning, match="cpu: it has no derivative in forward mode"):
+        assert torch.equal(derivative(None), derivative("eager"))
+    with pytest.raises(RuntimeError, match="backend 'cpu' can't run here: it has no derivative in forward mode"):
+        derivative("cpu")
+
+
 def test_import_is_cheap_and_leaves_torch_alone():
     code = """
 import sys, torch

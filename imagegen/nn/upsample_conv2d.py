@@ -12,7 +12,7 @@ class UpsampleConv2d(torch.nn.Conv2d):
     loads the state_dict of that Conv2d unchanged.
     """
 
-    _packed = None  # or a list: empty, or the weight that was packed, its version then, and it packed
+    _packed = None  # or a tuple: empty, or the weight, as it was when packed, its version then, and it packed
 
     def __init__(self, in_channels, out_channels, bias=True, activation="linear", device=None, dtype=None):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device, dtype=dtype)
@@ -33,31 +33,38 @@ class UpsampleConv2d(torch.nn.Conv2d):
         by to(). Where something else writes, through .data, in another library or in a replayed CUDA graph, call this
         again; a graph captured with a packed weight keeps that. Elsewhere than on CUDA it changes nothing.
         """
-        self._packed = []
+        self._packed = ()
         return self
+
+    def _apply(self, fn, recurse=True):
+        if self._packed:
+            self._packed = ()  # what was packed has no use on another device or in another dtype
+        return super()._apply(fn, recurse)
 
     def forward(self, x):
         packed = None if self._packed is None else self._packed_weight(x)
         return ops.upsample_conv2d(x, self.weight, self.bias, activation=self.activation, packed_weight=packed)
 
     def _packed_weight(self, x):
-        weight = self.weight
-        if torch.compiler.is_compiling() or weight.is_inference() or autocasts(x) or not _packs(weight):
+        weight, kept = self.weight, self._packed
+        if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or autocasts(x):
+            return None
+        if weight.is_inference() or not _packs(weight):  # the first counts no writes
             return None
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, self.bias)):
             return None
-        # The old weight is kept alive beside what was made of it: no other one can come to lie where it lay.
-        if not self._packed or not _is_view_of(weight, self._packed[0]) or weight._version != self._packed[1]:
+        if not kept or kept[0] is not weight or not _is_view_of(weight, kept[1]) or weight._version != kept[2]:
             if weight.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # what a graph makes is there only when it is replayed
-            weight = weight.detach()
-            self._packed = [weight, weight._version, _library.op("upsample_conv2d_pack_weight")(weight)]
-        return self._packed[2]
+            # The old memory is kept alive beside what was made of it: no other weight can come to lie where it lay.
+            old = weight.detach()
+            self._packed = kept = (weight, old, weight._version, _library.op("upsample_conv2d_pack_weight")(old))
+        return kept[3]
 
     def __getstate__(self):
         state = self.__dict__.copy()
         if self._packed:
-            state["_packed"] = []  # a copy packs its own weight
+            state["_packed"] = ()  # a copy packs its own weight
         return state
 
     def extra_repr(self):

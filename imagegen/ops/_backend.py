@@ -6,6 +6,7 @@ import os
 import warnings
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _library
 from ._check import autocasts
@@ -42,6 +43,8 @@ def choose(op, implementations, backend, x, declines=None, flop=0):
     device = "cpu" if x.is_cpu else x.device.type  # the second takes 0.4 µs
 
     def reason_against(name):
+        if name != "eager" and forward_ad._current_level >= 0:  # torch.func.jvp, too
+            return "it has no derivative in forward mode"
         return why_not(op, implementations, name, device) or (declines and declines(name, x))
 
     asked = backend or forced
