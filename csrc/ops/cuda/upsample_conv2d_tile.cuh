@@ -210,7 +210,7 @@ struct WeightCopies {
   __device__ __forceinline__ void issue(S* to, int first) const {
     const S* const begin = from + int64_t{first} * product;
     to += threadIdx.x * kPackSize<S>;
-#pragma unroll
+#pragma unroll 1  // places known beforehand would take registers that the products need
     for (int n = 0; n < kCount; n += kAtOnce)
       if (n + kAtOnce <= kCount || threadIdx.x < (kCount - n) * kPieces)
         copy_async(to + n * kProduct, begin + n * product, true);
