@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(T::kThreads) backward_input_kernel(const __gri
   const auto load = [&](int stage, int chunk) {
     S* const to = shared + stage * T::kStage;
     patch.issue(to, grad, chunk * T::kChunk, p.x.channels);
-    weight.template issue<9>(to + Patch::kSize, chunk * 9);
+    weight.template issue<9, 1>(to + Patch::kSize, chunk * 9);  // the products need the registers
   };
 
   float sum[T::kGroups][T::kFragments][2][4] = {};  // [16 channels][two rows of pixels][8 channels]

@@ -205,12 +205,12 @@ struct WeightCopies {
     from = static_cast<const S*>(p.weight) + (block * steps * 9 + threadIdx.x / kPieces) * product +
            n0 % p.weight_block * kStep<S> + threadIdx.x % kPieces * kPackSize<S>;
   }
-  // kCount products from number `first` on, of which every step has nine.
-  template <int kCount>
+  // kCount products from number `first` on, of which every step has nine. Unrolled, it keeps all places in registers.
+  template <int kCount, int kUnroll = (kCount + kAtOnce - 1) / kAtOnce>
   __device__ __forceinline__ void issue(S* to, int first) const {
     const S* const begin = from + int64_t{first} * product;
     to += threadIdx.x * kPackSize<S>;
-#pragma unroll 1  // places known beforehand would take registers that the products need
+#pragma unroll kUnroll
     for (int n = 0; n < kCount; n += kAtOnce)
       if (n + kAtOnce <= kCount || threadIdx.x < (kCount - n) * kPieces)
         copy_async(to + n * kProduct, begin + n * product, true);
