@@ -48,12 +48,47 @@ def test_memory_in_use_is_nobody_elses():
     torch.testing.assert_close(second, 2 * (X + 2))
 
 
-def test_a_block_serves_outputs_a_little_smaller():
-    del_me = double(torch.randn(5, 256, 256))
-    where = del_me.data_ptr()
-    del del_me
+def test_neighbours_join_for_a_larger_output():
+    large = torch.randn(4, 4, 256, 256)
+    y = double(large)
+    where = y.data_ptr()
+    del y
+    small = [double(x) for x in large]
+    assert {y.data_ptr() for y in small} == {where + i * BYTES for i in range(4)}
+    del small[1], small[1]
+    assert output_cache.size() == 2 * BYTES
+    pair = double(large[1:3])
+    assert pair.data_ptr() == where + BYTES
+    del small, pair
+    assert output_cache.size() == 4 * BYTES
+    y = double(large)
+    assert y.data_ptr() == where
+    torch.testing.assert_close(y, 2 * large)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_takes_no_more_than_was_in_use_at_most(held):
+    in_use = [double() for _ in range(held)]
+    outputs = [double() for _ in range(3)]
+    del outputs
+    assert output_cache.size() == 3 * BYTES
+    y = double(torch.randn(16, 256, 256))  # larger than what is kept, which goes
+    assert output_cache.size() == 0
+    del y
+    assert output_cache.size() == 4 * BYTES
+    y = double(torch.randn(20, 256, 256))
+    assert output_cache.size() == 0
+    del y, in_use
+    assert output_cache.size() == (5 + held) * BYTES
+
+
+def test_what_was_unused_for_longest_goes_first():
+    first, between, second = double(), double(), double()  # between keeps the two apart
+    where = first.data_ptr()
+    del second, first
+    output_cache.set_limit(BYTES)
     assert double().data_ptr() == where
-    assert double(torch.randn(16, 256, 256)).data_ptr() != where
+    torch.testing.assert_close(between, 2 * X)
 
 
 def test_small_outputs_are_torchs():

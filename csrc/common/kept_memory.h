@@ -12,8 +12,10 @@ struct KeptBlock {
   size_t bytes;  // at least those asked for
 };
 
-// The smallest kept block that is large enough and at most a quarter too large, or a fresh one. Below 1 MB malloc keeps
-// memory by itself.
+// The smallest kept range that is large enough, cut to size, or a fresh one. Kept neighbours join, so that what served
+// many small outputs serves a large one next, and before memory is mapped as much is freed as keeps the whole (in use
+// and kept) within the most that was ever in use: keeping costs no more memory than not keeping would have taken at its
+// peak. Below 1 MB malloc keeps memory by itself.
 KeptBlock take_kept(size_t bytes);
 void give_back(KeptBlock block);
 constexpr size_t kSmallestKept = size_t{1} << 20;

@@ -12,7 +12,8 @@
 namespace imagegen {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
+// kPage: a whole number of pages on every system.
+constexpr size_t kPage = size_t{64} << 10, kHugePage = size_t{2} << 20;
 
 struct Workspace {
   void* p = nullptr;
@@ -52,6 +53,26 @@ void* allocate(size_t bytes) {
 
 void release(void* p, size_t) {
   free(p);
+}
+
+size_t whole_pages(size_t bytes) {
+  return (bytes + kPage - 1) / kPage * kPage;
+}
+
+void* map_memory(size_t bytes) {
+  const size_t slack = bytes >= 2 * kHugePage ? kHugePage : 0;  // to begin on a huge page
+  void* const mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = slack ? (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage : 0;
+  unmap_memory(begin, before);
+  unmap_memory(begin + before + bytes, slack - before);
+  advise_huge(begin + before, bytes);
+  return begin + before;
+}
+
+void unmap_memory(void* p, size_t bytes) {
+  if (bytes) munmap(p, bytes);
 }
 
 void* workspace(size_t bytes) {

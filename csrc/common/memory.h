@@ -20,6 +20,12 @@ size_t machine_memory();
 void* allocate(size_t bytes);
 void release(void* p, size_t bytes);
 
+// Uninitialised memory in whole pages, straight from the system and on huge pages where it is large; any whole pages of
+// it may go back by themselves.
+size_t whole_pages(size_t bytes);
+void* map_memory(size_t bytes);
+void unmap_memory(void* p, size_t bytes);
+
 // This thread's scratch memory: grows, is reused by every kernel, and is freed with the thread.
 void* workspace(size_t bytes);
 

@@ -5,11 +5,10 @@ leaves AVX-512 unused: 95 GFLOP/s a core on Zen 5, where oneDNN multiplies the s
 """
 
 import torch
-from torch.autograd import forward_ad
 
 from .. import _library
 from ..ops._layout import memory_format
-from .modules import Fusion
+from .modules import Fusion, transformed
 
 LIBRARY = "oneDNN"
 
@@ -66,9 +65,7 @@ def _gains(x, weight, axis):
     """Whether oneDNN takes x, whose channels lie along that axis, and is worth its setup; else torch does as always."""
     if not (_is_dense_float32(x) and _is_dense_float32(weight)) or x.dim() == 0 or x.size(axis) != weight.size(1):
         return False
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return False  # these operators have no derivative in forward mode, and no rule for vmap
-    return x.numel() * weight.size(0) >= _FEWEST and not torch.is_autocast_enabled("cpu")
+    return x.numel() * weight.size(0) >= _FEWEST and not (torch.is_autocast_enabled("cpu") or transformed())
 
 
 def _is_dense_float32(t):

@@ -15,7 +15,7 @@ def optimize(model, *, verbose=False):
     Replaced are, wherever they are in the model and where this machine has a kernel for their device:
 
     - torch.nn.Conv2d of 3x3, stride 1 and padding 1, torch.nn.ConvTranspose2d that doubles the size, and
-      torch.nn.GroupNorm;
+      torch.nn.GroupNorm; a torch.nn.SiLU of more than 1 MB on CPU that none of them takes over;
     - on CPUs where MKL multiplies without AVX-512, float32 torch.nn.Linear and torch.nn.Conv2d of 1x1: by oneDNN;
     - in torch.nn.Sequential, as one op each: nearest-2x Upsample, convolution and activation; GroupNorm, activation,
       convolution and activation, or the first or last two of them; transposed convolution, BatchNorm2d in eval and

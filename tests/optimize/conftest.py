@@ -4,7 +4,7 @@ from imagegen import ops
 from imagegen._optimize import linear, walk
 from imagegen.ops import _backend
 
-OPS = ("attention", "conv2d", "conv_transpose2d", "group_norm", "group_norm_factors", "upsample_conv2d")
+OPS = ("attention", "bias_act", "conv2d", "conv_transpose2d", "group_norm", "group_norm_factors", "upsample_conv2d")
 
 
 @pytest.fixture(autouse=True)

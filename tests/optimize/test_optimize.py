@@ -61,6 +61,7 @@ def test_every_layer_is_replaced_or_named(net):
         ("stem", "Conv2d"): "conv2d",
         ("block.0", "GroupNorm"): "group_norm",
         ("block.0", "GroupNorm + SiLU + Conv2d + ReLU"): "conv2d",
+        ("block.1", "SiLU"): "bias_act",
         ("block.2", "Conv2d"): "conv2d",
         ("up.0", "Upsample + Conv2d"): "upsample_conv2d",
         ("up.1", "Conv2d"): "conv2d",
@@ -151,8 +152,8 @@ def test_a_second_call_finds_nothing_more_to_do(net):
     kinds = [type(module) for module in net.modules()]
     second = imagegen.optimize(net)
     assert [type(module) for module in net.modules()] == kinds
-    assert second.replaced == [] and second.left == first.left and second.kept == 9
-    assert str(second).startswith("0 replaced, 9 were before, 1 left\n")
+    assert second.replaced == [] and second.left == first.left and second.kept == 10
+    assert str(second).startswith("0 replaced, 10 were before, 1 left\n")
 
 
 def test_copies_and_pickles(net):
@@ -336,6 +337,45 @@ def test_a_child_may_be_exchanged_afterwards(net, calls):
     torch.testing.assert_close(net(x), y, rtol=1e-4, atol=1e-5)
 
 
+LARGE = torch.randn(1, 4, 256, 256)  # 1 MB
+
+
+def silu_of_vmap(act):
+    return torch.func.vmap(act)(LARGE)
+
+
+def silu_of_jvp(act):
+    return torch.func.jvp(act, (LARGE,), (LARGE.flip(-1),))[1]
+
+
+@pytest.mark.parametrize(
+    ("run", "op"),
+    [
+        (lambda act: act(LARGE), ["bias_act"]),
+        (lambda act: act(LARGE.bfloat16().repeat(2, 1, 1, 1).mT), ["bias_act"]),
+        (lambda act: act(LARGE[..., 1:]), []),
+        (lambda act: act(LARGE.double()[..., :64]), []),
+        (lambda act: act(LARGE.clone().requires_grad_()), []),
+        (lambda act: torch.compile(act, backend="eager")(LARGE), []),
+        (silu_of_vmap, []),
+        (silu_of_jvp, []),
+    ],
+    ids=["large", "bfloat16", "small", "half", "recorded", "compiled", "vmap", "jvp"],
+)
+def test_a_large_silu_takes_memory_that_is_paged_in(run, op, calls):
+    y, act = run(nn.SiLU()), nn.SiLU()
+    imagegen.optimize(act)
+    calls.clear()
+    ours = run(act)
+    assert calls == op
+    torch.testing.assert_close(ours, y, rtol=2**-8 if y.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+def test_a_silu_in_place_is_left():
+    act = nn.SiLU(inplace=True)
+    assert not imagegen.optimize(act).replaced and type(act) is nn.SiLU
+
+
 def test_shared_modules():
     """One convolution in two places, its activation in one of them and used alone as well."""
     conv, act = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
@@ -485,7 +525,8 @@ def test_other_objects_are_refused(function):
 def test_no_kernel_no_replacement(net, kernels, monkeypatch):
     monkeypatch.setattr(walk, "_missing_kernel", kernels)
     report = imagegen.optimize(net.to("meta"))
-    assert report.replaced == [] and type(net.stem) is nn.Conv2d
+    assert {r.was for r in report.replaced} == {"SiLU"}  # without parameters, so on no device
+    assert type(net.stem) is nn.Conv2d
     assert ("stem", "imagegen has no kernels for meta") in [(left.name, left.why) for left in report.left]
 
 
@@ -501,11 +542,12 @@ def test_the_report_prints_as_a_table(capsys):
     block = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1))
     report = imagegen.optimize(nn.ModuleList([block, copy.deepcopy(block)]), verbose=True)
     assert str(report) == (
-        "6 replaced, 2 left\n"
+        "8 replaced, 2 left\n"
         "\n"
         "replaced                   by          count  where\n"
         "-------------------------  ----------  -----  -----\n"
         "GroupNorm                  group_norm  2      *.0\n"
+        "SiLU                       bias_act    2      *.1\n"
         "Conv2d                     conv2d      2      *.2\n"
         "GroupNorm + SiLU + Conv2d  conv2d      2      *.0\n"
         "\n"
