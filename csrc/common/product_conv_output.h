@@ -117,16 +117,24 @@ NOINLINE void store_pixels(const ProductConvParams& p, const TileGrid::Tile& at,
     for (int j = 0; j < cols; ++j) store(out + pixel(i, j), y[i * kOut + j], channels);
 }
 
-// Asks for the lines that store_rows will write: every block of a run for those of some of the channels.
-template <class S, int kOut>
-INLINE void prefetch_rows(const ProductConvParams& p, const TileGrid::Tile& at, int64_t block, int64_t c0,
-                          int64_t channels) {
+// Asks for the lines of one block of a tensor like y, to be written or read. In planes every block of a row does so for
+// those of some of the channels.
+template <class S, int kOut, bool kWrite>
+INLINE void prefetch_block(const ProductConvParams& p, const void* tensor, const TileGrid::Tile& at, int64_t c0,
+                           int64_t channels) {
+  if constexpr (kVectorBytes < 64) return;
   constexpr int kLine = 64 / sizeof(S), kSharing = kLine > kOut ? kLine / kOut : 1;  // blocks in a line
-  if (kVectorBytes < 64 || is_streamed<S>(p)) return;
-  const S* y = static_cast<const S*>(p.y) + (at.row * p.out_w + at.col) * kOut;
-  for (int64_t c = block % kSharing; c < channels; c += kSharing) {
-    const S* channel = y + (at.b * p.cout + c0 + c) * p.out_h * p.out_w;
-    UNROLL(4) for (int i = 0; i < kOut; ++i) __builtin_prefetch(channel + i * p.out_w, 1, 2);
+  const int64_t h0 = at.row * kOut, w0 = at.col * kOut, channel = p.out_h * p.out_w;
+  const S* const image = static_cast<const S*>(tensor) + at.b * p.cout * channel;
+  if (p.y_channels_last) {
+    for (int i = 0; i < kOut; ++i)
+      for (int64_t j = 0; j < kOut * p.cout; j += p.cout)
+        for (int64_t c = c0; c < c0 + channels; c += kLine)
+          __builtin_prefetch(image + ((h0 + i) * p.out_w + w0) * p.cout + j + c, kWrite, 2);
+  } else {
+    const S* const row = image + h0 * p.out_w + w0;
+    for (int64_t c = c0 + at.col % kSharing; c < c0 + channels; c += kSharing)
+      UNROLL(4) for (int i = 0; i < kOut; ++i) __builtin_prefetch(row + c * channel + i * p.out_w, kWrite, 2);
   }
 }
 
