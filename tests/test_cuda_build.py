@@ -16,6 +16,7 @@ needs_nvcc = pytest.mark.skipif(
 MULTIPLIES = ("attention", "conv_transpose2d", "upsample_conv2d")  # what is named so multiplies matrices
 BESIDE = ("prepare", "reduce", "conv2d_moments")  # but what is named so, a file or a kernel in it
 WARPGROUP = ("sm90", "wgmma")  # on sm_90a alone, by its own instructions
+MULTICASTS = "upsample_conv2d_wgmma_passes"  # to the blocks of a cluster
 # Registers above which fewer than 16 warps fit a multiprocessor: no longer enough loads are under way.
 MOST_REGISTERS = {"group_norm": 128, "group_norm_planar": 128, "group_norm_innermost": 128}
 
@@ -32,6 +33,8 @@ def check(stem, architecture):
         if stem.startswith(MULTIPLIES) and not elsewhere and not any(word in stem + kernel.name for word in BESIDE):
             assert kernel.instructions["HGMMA" if by_warpgroups else "HMMA"], kernel.name
             assert kernel.instructions["LDGSTS"] or kernel.instructions["UTMALDG"], kernel.name
+            if stem.startswith(MULTICASTS):
+                assert "UBLKCP.S.G.MULTICAST" in kernel.sass, kernel.name
 
 
 @needs_cuobjdump

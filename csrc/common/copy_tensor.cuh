@@ -1,17 +1,13 @@
 // Copies of boxes of a tensor to shared memory by the copy engine of sm_90 and later (TMA): one thread asks, and a
-// barrier in shared memory tells everyone when the bytes are there. The simulator in tests/cuda_sim puts its own file
-// in place of this one.
-//
-//   one thread:    barrier.init(), before a __syncthreads()
-//   one thread:    barrier.expect(bytes), then copies of as many bytes; that is one phase
-//   all that read: barrier.wait(phase % 2), for each phase before the next one is asked for
-//
-// The copies are written through the proxy that wgmma reads through: no fence stands between.
+// barrier tells everyone when the bytes are there. They are written through the proxy that wgmma reads through: no
+// fence stands between. The simulator in tests/cuda_sim puts its own file in place of this one.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "common/copy_barrier.cuh"
 
 namespace imagegen::cuda {
 
@@ -47,29 +43,6 @@ inline cudaError_t make_tensor_map(TensorMap& map, const void* p, const int64_t 
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-
-class CopyBarrier {
- public:
-  __device__ __forceinline__ void init() {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; fence.mbarrier_init.release.cluster;" ::"r"(at()) : "memory");
-  }
-  __device__ __forceinline__ void expect(int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at()), "r"(bytes) : "memory");
-  }
-  __device__ __forceinline__ void wait(int parity) {
-    uint32_t done;
-    do {
-      asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                   : "=r"(done)
-                   : "r"(at()), "r"(parity)
-                   : "memory");
-    } while (!done);
-  }
-  __device__ __forceinline__ uint32_t at() const { return static_cast<uint32_t>(__cvta_generic_to_shared(this)); }
-
- private:
-  uint64_t state_;
-};
 
 // The box that begins at this place of the tensor, to an address at a multiple of 1024.
 __device__ __forceinline__ void copy_tensor(void* to, const TensorMap& map, int column, int row, int head, int batch,

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -28,6 +29,10 @@ void __tsan_acquire(void*);
 void __tsan_release(void*);
 void __tsan_read_range(void*, unsigned long);
 void __tsan_write_range(void*, unsigned long);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
 }
 #else
 static void* __tsan_create_fiber(unsigned) {
@@ -42,6 +47,10 @@ static void __tsan_acquire(void*) {}
 static void __tsan_release(void*) {}
 static void __tsan_read_range(void*, unsigned long) {}
 static void __tsan_write_range(void*, unsigned long) {}
+static void AnnotateIgnoreReadsBegin(const char*, int) {}
+static void AnnotateIgnoreReadsEnd(const char*, int) {}
+static void AnnotateIgnoreWritesBegin(const char*, int) {}
+static void AnnotateIgnoreWritesEnd(const char*, int) {}
 #endif
 
 namespace cuda_sim {
@@ -99,7 +108,7 @@ void begin_context(Context& context, std::vector<char>& stack) {
 }
 #endif
 
-enum class Wait { none, block, warp, copies, done };
+enum class Wait { none, block, warp, copies, cluster, done };
 
 struct Copy {
   void* to;
@@ -113,21 +122,26 @@ struct Product {
   int group;
 };
 
-// Of copies: the phases that ended so far, and what of this one is still to come.
-struct CopyBarrier {
-  int phases = 0;
-  bool arrived = false;
-  int64_t bytes = 0;                          // expected and not landed; negative while copies are ahead of expect()
-  std::vector<std::function<void()>> copies;  // asked for and not landed
-};
-
 // A barrier as ThreadSanitizer sees it. Two take turns, so that the order of one does not leak into the next.
 struct Order {
   char turn[2];
 };
 
+// Of arrivals and copies: the phases that ended so far, and what of this one is still to come.
+struct CopyBarrier {
+  int expected;  // arrivals of a phase
+  int arrivals = expected;
+  int phases = 0;
+  int64_t bytes = 0;                          // expected and not landed; negative while copies are ahead of expect()
+  std::vector<std::function<void()>> copies;  // asked for and not landed
+  Order order = {};
+};
+
+struct Block;
+
 struct Thread {
   Coordinates at;
+  Block* block = nullptr;
   Context context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
   void* tsan = nullptr;
@@ -135,7 +149,7 @@ struct Thread {
   unsigned mask = 0;                    // the lanes a warp-level wait is for
   CopyBarrier* copy_barrier = nullptr;  // that it waits for, and the parity
   int parity = 0;
-  int block_barriers = 0, warp_barriers = 0;
+  int block_barriers = 0, warp_barriers = 0, cluster_arrivals = 0, cluster_waits = 0;
   alignas(16) unsigned char shown[64];
   std::vector<Copy> copies;       // issued and not landed
   int groups = 0;                 // of copies, ended so far
@@ -147,7 +161,14 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Order> warp_order;
   Order order;
-  void* shared;
+  char* shared;
+  size_t shared_bytes;
+};
+
+// Blocks that are alive at the same time and reach each other's shared memory.
+struct Cluster {
+  std::span<Block> blocks;
+  Order order;
   const std::function<void()>* body;
   Context scheduler;
   void* tsan;
@@ -156,61 +177,72 @@ struct Block {
   std::map<const void*, CopyBarrier> copy_barriers;
 };
 
-Block* block;
+Cluster* cluster;
 
 void to_thread(Thread& t) {
-  block->running = &t;
+  cluster->running = &t;
   __tsan_switch_to_fiber(t.tsan, kOrdersNothing);
-  switch_context(block->scheduler, t.context);
+  switch_context(cluster->scheduler, t.context);
 }
 
 void park(Wait what, unsigned mask = 0) {
-  Thread& t = *block->running;
+  Thread& t = *cluster->running;
   t.wait = what;
   t.mask = mask;
-  __tsan_switch_to_fiber(block->tsan, kOrdersNothing);
-  switch_context(t.context, block->scheduler);
+  __tsan_switch_to_fiber(cluster->tsan, kOrdersNothing);
+  switch_context(t.context, cluster->scheduler);
 }
 
 void fiber_main() {
   try {
-    (*block->body)();
+    (*cluster->body)();
   } catch (...) {
-    block->error = std::current_exception();
+    cluster->error = std::current_exception();
   }
-  __tsan_release(block);
+  __tsan_release(cluster);
   park(Wait::done);
 }
 
-// Whether the phase of this parity has ended; what was asked for lands now at the latest.
-bool ended(CopyBarrier& barrier, int parity) {
-  if (barrier.phases % 2 != parity) return true;
-  for (const auto& copy : std::exchange(barrier.copies, {})) copy();
+bool ended(const CopyBarrier& barrier, int parity) {
   return barrier.phases % 2 != parity;
 }
 
-int thread_index() {
-  return static_cast<int>(block->running - block->threads.data());
+bool ended(const Block& block) {
+  return std::all_of(block.threads.begin(), block.threads.end(), [](const Thread& t) { return t.wait == Wait::done; });
 }
 
-// One turn of the warp that starts at thread `first`: its free lanes run until each parks, then the warp-level waits
-// that are complete end. False if nothing moved.
-bool step(size_t first, bool reverse) {
-  Thread* lanes = block->threads.data() + first;
-  const int n = static_cast<int>(std::min<size_t>(32, block->threads.size() - first));
+// Whether nobody is still to arrive for the barrier at which this thread waits.
+bool all_arrived(const Thread& waiting) {
+  for (const Block& block : cluster->blocks)
+    for (const Thread& t : block.threads)
+      if (t.wait != Wait::done && t.cluster_arrivals < waiting.cluster_arrivals) return false;
+  return true;
+}
+
+int thread_index() {
+  return static_cast<int>(cluster->running - cluster->running->block->threads.data());
+}
+
+// One turn of the warp that starts at thread `first`: its free lanes run until each parks, then the waits that are
+// complete end. False if nothing moved.
+bool step(Block& block, size_t first, bool reverse) {
+  Thread* lanes = block.threads.data() + first;
+  const int n = static_cast<int>(std::min<size_t>(32, block.threads.size() - first));
   bool moved = false;
   for (int i = 0; i < n; ++i) {
     Thread& t = lanes[reverse ? n - 1 - i : i];
     if (t.wait != Wait::none) continue;
     to_thread(t);
-    if (block->error) std::rethrow_exception(block->error);
+    if (cluster->error) std::rethrow_exception(cluster->error);
     moved = true;
   }
   for (int l = 0; l < n; ++l) {
-    if (lanes[l].wait == Wait::copies && ended(*lanes[l].copy_barrier, lanes[l].parity))
-      lanes[l].wait = Wait::none, moved = true;
-    if (lanes[l].wait != Wait::warp) continue;
-    const unsigned mask = lanes[l].mask;
+    Thread& t = lanes[l];
+    // What was asked for lands in the thread that waits for it.
+    const bool copies = t.wait == Wait::copies && (!t.copy_barrier->copies.empty() || ended(*t.copy_barrier, t.parity));
+    if (copies || (t.wait == Wait::cluster && all_arrived(t))) t.wait = Wait::none, moved = true;
+    if (t.wait != Wait::warp) continue;
+    const unsigned mask = t.mask;
     bool complete = true;
     for (int k = 0; k < n; ++k)
       if (mask >> k & 1) complete &= lanes[k].wait == Wait::warp && lanes[k].mask == mask;
@@ -222,47 +254,59 @@ bool step(size_t first, bool reverse) {
   return moved;
 }
 
+// Whether the block's barrier, at which all its threads are, has let them go.
+bool end_block_barrier(Block& block) {
+  bool waits = false;
+  for (const Thread& t : block.threads) {
+    if (t.wait != Wait::done && t.wait != Wait::block) return false;
+    waits |= t.wait == Wait::block;
+  }
+  for (Thread& t : block.threads)
+    if (t.wait == Wait::block) t.wait = Wait::none;
+  return waits;
+}
+
 [[noreturn]] void report_deadlock() {
   std::string who;
-  for (const Thread& t : block->threads)
-    if (t.wait != Wait::done && who.size() < 200)
-      who.append(t.wait == Wait::block  ? " block:"
-                 : t.wait == Wait::warp ? " warp:"
-                                        : " copies:")
-          .append(std::to_string(t.at.thread.x));
+  for (const Block& block : cluster->blocks)
+    for (const Thread& t : block.threads)
+      if (t.wait != Wait::done && who.size() < 200)
+        who.append(t.wait == Wait::block     ? " block:"
+                   : t.wait == Wait::warp    ? " warp:"
+                   : t.wait == Wait::cluster ? " cluster:"
+                                             : " copies:")
+            .append(std::to_string(t.at.thread.x));
   throw std::runtime_error("cuda_sim: deadlock, threads wait at different barriers:" + who);
 }
 
 void check_all_copies_landed() {
-  for (const auto& [address, barrier] : block->copy_barriers)
-    if (!barrier.copies.empty()) throw std::runtime_error("cuda_sim: the block ended before a copy it asked for");
+  for (const auto& [address, barrier] : cluster->copy_barriers)
+    if (!barrier.copies.empty()) throw std::runtime_error("cuda_sim: a block ended before a copy to its shared memory");
 }
 
 // A warp runs as far ahead of the others as its barriers let it: that is what a missing barrier shows in.
-void run_block() {
+void run_cluster() {
   static std::mt19937 random(1);
   const char* variable = std::getenv("SIM_ORDER");
   const std::string order = variable ? variable : "forward";
-  std::vector<size_t> warps;
-  for (size_t first = 0; first < block->threads.size(); first += 32) warps.push_back(first);
+  std::vector<std::pair<Block*, size_t>> warps;
+  for (Block& block : cluster->blocks)
+    for (size_t first = 0; first < block.threads.size(); first += 32) warps.emplace_back(&block, first);
   if (order == "reverse") std::reverse(warps.begin(), warps.end());
   for (;;) {
-    bool moved = false;
+    bool moved = false, done = true;
     if (order == "random") std::shuffle(warps.begin(), warps.end(), random);
-    for (size_t first : warps) {
-      while (step(first, order == "reverse")) {
+    for (const auto& [block, first] : warps) {
+      while (step(*block, first, order == "reverse")) {
         moved = true;
         if (order == "random" && random() % 4 == 0) break;
       }
     }
-    bool done = true, all_there = true;
-    for (const Thread& t : block->threads) {
-      done &= t.wait == Wait::done;
-      all_there &= t.wait == Wait::done || t.wait == Wait::block;
+    for (Block& block : cluster->blocks) {
+      done &= ended(block);
+      moved |= end_block_barrier(block);
     }
     if (done) return check_all_copies_landed();
-    for (Thread& t : block->threads)
-      if (all_there && t.wait == Wait::block) t.wait = Wait::none, moved = true;
     if (!moved) report_deadlock();
   }
 }
@@ -270,7 +314,7 @@ void run_block() {
 }  // namespace
 
 const Coordinates& here() {
-  return block->running->at;
+  return cluster->running->at;
 }
 
 int lane() {
@@ -278,31 +322,59 @@ int lane() {
 }
 
 void* dynamic_shared() {
-  return block->shared;
+  return cluster->running->block->shared;
 }
 
 void block_barrier() {
-  char* order = &block->order.turn[block->running->block_barriers++ % 2];
+  Thread& t = *cluster->running;
+  char* order = &t.block->order.turn[t.block_barriers++ % 2];
   __tsan_release(order);
   park(Wait::block);
   __tsan_acquire(order);
 }
 
 void warp_barrier(unsigned mask) {
-  char* order = &block->warp_order[thread_index() / 32].turn[block->running->warp_barriers++ % 2];
+  Thread& t = *cluster->running;
+  char* order = &t.block->warp_order[thread_index() / 32].turn[t.warp_barriers++ % 2];
   __tsan_release(order);
   park(Wait::warp, mask);
   __tsan_acquire(order);
 }
 
+int cluster_rank() {
+  return static_cast<int>(cluster->running->block - cluster->blocks.data());
+}
+
+void* of_block(const void* p, int rank) {
+  Block& mine = *cluster->running->block;
+  const size_t offset = static_cast<const char*>(p) - mine.shared;
+  if (offset >= mine.shared_bytes) throw std::runtime_error("cuda_sim: not of the block's dynamic shared memory");
+  Block& block = cluster->blocks[rank];
+  if (ended(block)) throw std::runtime_error("cuda_sim: the shared memory of a block that has ended");
+  return block.shared + offset;
+}
+
+void cluster_arrive() {
+  Thread& t = *cluster->running;
+  if (t.cluster_arrivals != t.cluster_waits) throw std::runtime_error("cuda_sim: arrived twice at a cluster's barrier");
+  __tsan_release(&cluster->order.turn[t.cluster_arrivals++ % 2]);
+}
+
+void cluster_wait() {
+  Thread& t = *cluster->running;
+  if (t.cluster_arrivals == t.cluster_waits) throw std::runtime_error("cuda_sim: a cluster's barrier without arriving");
+  if (!all_arrived(t)) park(Wait::cluster);
+  __tsan_acquire(&cluster->order.turn[t.cluster_waits++ % 2]);
+}
+
 void exchange_begin(unsigned mask, const void* data, size_t bytes) {
   if (bytes > sizeof(Thread::shown)) throw std::runtime_error("cuda_sim: a warp exchange of more than 64 bytes");
-  std::memcpy(block->running->shown, data, bytes);
+  std::memcpy(cluster->running->shown, data, bytes);
   warp_barrier(mask);
 }
 
 const void* peer(int lane) {
-  return block->threads[thread_index() / 32 * 32 + lane].shown;
+  return cluster->running->block->threads[thread_index() / 32 * 32 + lane].shown;
 }
 
 void exchange_end(unsigned mask) {
@@ -317,7 +389,7 @@ static bool early() {
 void copy_async(void* to, const void* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
     throw std::runtime_error("cuda_sim: an asynchronous copy of an address not at a multiple of its size");
-  Thread& t = *block->running;
+  Thread& t = *cluster->running;
   __tsan_read_range(const_cast<void*>(from), bytes);
   __tsan_write_range(to, bytes);
   if (early())
@@ -327,11 +399,11 @@ void copy_async(void* to, const void* from, size_t bytes) {
 }
 
 void copy_async_commit() {
-  ++block->running->groups;
+  ++cluster->running->groups;
 }
 
 void copy_async_wait(int newest_left_pending) {
-  Thread& t = *block->running;
+  Thread& t = *cluster->running;
   const auto landed = [&](const Copy& c) { return c.group < t.groups - newest_left_pending; };
   for (const Copy& c : t.copies) {
     if (!landed(c)) continue;
@@ -342,31 +414,47 @@ void copy_async_wait(int newest_left_pending) {
 }
 
 static CopyBarrier& copy_barrier(const void* address) {
-  const auto found = block->copy_barriers.find(address);
-  if (found == block->copy_barriers.end()) throw std::runtime_error("cuda_sim: a barrier that nobody initialised");
+  const auto found = cluster->copy_barriers.find(address);
+  if (found == cluster->copy_barriers.end()) throw std::runtime_error("cuda_sim: a barrier that nobody initialised");
   return found->second;
 }
 
+// While it lives ThreadSanitizer does not look: what threads hand one another here is none of the kernel's memory, and
+// where the kernel's is meant the sanitizer was told.
+struct Unwatched {
+  Unwatched() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unwatched() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+
+static char* order_of_phase(CopyBarrier& barrier, int phase) {
+  return &barrier.order.turn[phase % 2];
+}
+
 static void end_phase_if_complete(CopyBarrier& barrier) {
-  if (!barrier.arrived || barrier.bytes) return;
-  barrier.arrived = false;
+  if (barrier.arrivals || barrier.bytes) return;
+  barrier.arrivals = barrier.expected;
   ++barrier.phases;
 }
 
-void copy_barrier_init(const void* address) {
-  block->copy_barriers[address] = {};
+void copy_barrier_init(const void* address, int arrivals) {
+  const Unwatched unwatched;
+  cluster->copy_barriers[address] = {arrivals};
 }
 
-void copy_barrier_expect(const void* address, int64_t bytes) {
+void copy_barrier_arrive(const void* address, int64_t bytes) {
   CopyBarrier& barrier = copy_barrier(address);
-  if (barrier.arrived) throw std::runtime_error("cuda_sim: a second arrival in a phase of a barrier");
-  barrier.arrived = true;
+  if (!barrier.arrivals) throw std::runtime_error("cuda_sim: one arrival too many in a phase of a barrier");
+  __tsan_release(order_of_phase(barrier, barrier.phases));
+  --barrier.arrivals;
   barrier.bytes += bytes;
   end_phase_if_complete(barrier);
 }
 
-void copy_barrier_copy(const void* address, int64_t bytes, std::function<void()> copy) {
+void copy_barrier_copy(const void* address, void* to, int64_t bytes, std::function<void()> copy) {
   CopyBarrier& barrier = copy_barrier(address);
+  __tsan_write_range(to, bytes);  // from here on at any time
+  __tsan_release(order_of_phase(barrier, barrier.phases));
+  const Unwatched unwatched;
   const auto land = [&barrier, bytes, copy = std::move(copy)] {
     copy();
     barrier.bytes -= bytes;
@@ -377,60 +465,82 @@ void copy_barrier_copy(const void* address, int64_t bytes, std::function<void()>
 }
 
 void copy_barrier_wait(const void* address, int parity) {
-  Thread& t = *block->running;
-  t.copy_barrier = &copy_barrier(address), t.parity = parity;
-  while (!ended(*t.copy_barrier, parity)) park(Wait::copies);
+  Thread& t = *cluster->running;
+  CopyBarrier& barrier = copy_barrier(address);
+  t.copy_barrier = &barrier, t.parity = parity;
+  while (!ended(barrier, parity)) {
+    if (barrier.copies.empty()) park(Wait::copies);
+    const Unwatched unwatched;
+    for (const auto& copy : std::exchange(barrier.copies, {})) copy();  // now at the latest
+  }
+  __tsan_acquire(order_of_phase(barrier, parity));
 }
 
 void product_async(std::function<void()> product) {
   if (early()) return product();
-  block->running->products.push_back({std::move(product), block->running->product_groups});
+  cluster->running->products.push_back({std::move(product), cluster->running->product_groups});
 }
 
 void product_async_commit() {
-  ++block->running->product_groups;
+  ++cluster->running->product_groups;
 }
 
 void product_async_wait(int newest_left_pending) {
-  Thread& t = *block->running;
+  Thread& t = *cluster->running;
   const auto due = [&](const Product& p) { return p.group < t.product_groups - newest_left_pending; };
   const auto rest = std::find_if_not(t.products.begin(), t.products.end(), due);  // they are in the order of groups
   for (auto product = t.products.begin(); product != rest; ++product) product->run();
   t.products.erase(t.products.begin(), rest);
 }
 
-void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& body) {
-  if (dim.x * dim.y * dim.z > 1024) throw std::runtime_error("cuda_sim: more than 1024 threads in a block");
-  static Block b;  // keeps the fibers' stacks
-  b.threads.resize(dim.x * dim.y * dim.z);
-  b.warp_order.resize((b.threads.size() + 31) / 32);
-  b.body = &body;
-  b.error = nullptr;
-  b.tsan = __tsan_get_current_fiber();
-  block = &b;
-  // Ends where the allocation ends, so that AddressSanitizer sees the first byte past it.
-  if (posix_memalign(&b.shared, kSharedAlignment, std::max<size_t>(shared_bytes, 1))) throw std::bad_alloc();
-  const std::unique_ptr<void, void (*)(void*)> shared(b.shared, std::free);
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  for (uint64_t i = 0; i < blocks; ++i) {
-    std::memset(b.shared, 0xFF, shared_bytes);  // NaN: shared memory starts out undefined
-    for (size_t k = 0; k < b.threads.size(); ++k) {
-      Thread& t = b.threads[k];
-      const unsigned n = static_cast<unsigned>(k), x = static_cast<unsigned>(i % grid.x);
-      const unsigned y = static_cast<unsigned>(i / grid.x % grid.y), z = static_cast<unsigned>(i / grid.x / grid.y);
-      t.at = {{n % dim.x, n / dim.x % dim.y, n / dim.x / dim.y}, {x, y, z}, dim, grid};
-      t.wait = Wait::none;
-      t.block_barriers = t.warp_barriers = t.groups = t.product_groups = 0;
-      t.copies.clear();
-      t.products.clear();
-      t.tsan = __tsan_create_fiber(0);
-      begin_context(t.context, t.stack);
-    }
-    b.copy_barriers.clear();
-    run_block();
-    __tsan_acquire(&b);
-    for (Thread& t : b.threads) __tsan_destroy_fiber(t.tsan);
+// Every thread at the kernel's beginning, the block's shared memory undefined.
+static void begin(Block& block, uint3 at, dim3 dim, dim3 grid) {
+  std::memset(block.shared, 0xFF, block.shared_bytes);  // NaN
+  for (size_t k = 0; k < block.threads.size(); ++k) {
+    Thread& t = block.threads[k];
+    const unsigned n = static_cast<unsigned>(k);
+    t.at = {{n % dim.x, n / dim.x % dim.y, n / dim.x / dim.y}, at, dim, grid};
+    t.block = &block;
+    t.wait = Wait::none;
+    t.block_barriers = t.warp_barriers = t.groups = t.product_groups = t.cluster_arrivals = t.cluster_waits = 0;
+    t.copies.clear();
+    t.products.clear();
+    t.tsan = __tsan_create_fiber(0);
+    begin_context(t.context, t.stack);
   }
+}
+
+void run(dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& body, int blocks_of_cluster) {
+  if (dim.x * dim.y * dim.z > 1024) throw std::runtime_error("cuda_sim: more than 1024 threads in a block");
+  if (grid.x % blocks_of_cluster) throw std::runtime_error("cuda_sim: a grid of no whole clusters");
+  static std::vector<Block> kept;  // with the fibers' stacks
+  if (kept.size() < static_cast<size_t>(blocks_of_cluster)) kept.resize(blocks_of_cluster);
+  static Cluster c;
+  c.blocks = std::span(kept).first(blocks_of_cluster);
+  c.body = &body;
+  c.error = nullptr;
+  c.tsan = __tsan_get_current_fiber();
+  cluster = &c;
+  std::vector<std::unique_ptr<void, void (*)(void*)>> shared;
+  for (Block& block : c.blocks) {
+    block.threads.resize(dim.x * dim.y * dim.z);
+    block.warp_order.resize((block.threads.size() + 31) / 32);
+    // Ends where the allocation ends, so that AddressSanitizer sees the first byte past it.
+    void* p = nullptr;
+    if (posix_memalign(&p, kSharedAlignment, std::max<size_t>(shared_bytes, 1))) throw std::bad_alloc();
+    shared.emplace_back(p, std::free);
+    block.shared = static_cast<char*>(p), block.shared_bytes = shared_bytes;
+  }
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x;) {
+        for (Block& block : c.blocks) begin(block, {x++, y, z}, dim, grid);
+        c.copy_barriers.clear();
+        run_cluster();
+        __tsan_acquire(&c);
+        for (Block& block : c.blocks)
+          for (Thread& t : block.threads) __tsan_destroy_fiber(t.tsan);
+      }
 }
 
 }  // namespace cuda_sim

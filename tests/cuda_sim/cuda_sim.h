@@ -3,7 +3,8 @@
 // A .cu file compiled as C++ with `-include cuda_sim.h` keeps NVIDIA's own headers for the types (dim3,
 // __nv_bfloat16, ...) and gets from here what only device compilers know: threadIdx, barriers, warp shuffles, shared
 // memory. Each CUDA thread of a block is a fiber; a barrier or shuffle parks it until the others it waits for are
-// there. Blocks run one after another. Which warp runs ahead of the others, SIM_ORDER says: see README.md.
+// there. Blocks run one after another, those of a cluster together. Which warp runs ahead of the others, SIM_ORDER
+// says: see README.md.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -15,7 +16,7 @@
 #include <type_traits>
 
 #undef __shared__
-#define __shared__ static  // blocks run one after another
+#define __shared__ static  // blocks run one after another; those of clusters have dynamic shared memory alone
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __grid_constant__
@@ -51,14 +52,22 @@ void product_async(std::function<void()> product);
 void product_async_commit();
 void product_async_wait(int newest_left_pending);
 
-// mbarrier with one arrival a phase, and copies that count on it: they land between their issue and the end of a wait
-// for them, at the issue or when somebody waits, as SIM_ASYNC says. Waits for the end of the phase of this parity.
-void copy_barrier_init(const void* barrier);
-void copy_barrier_expect(const void* barrier, int64_t bytes);
-void copy_barrier_copy(const void* barrier, int64_t bytes, std::function<void()> copy);
+// mbarrier with so many arrivals a phase, and copies that count on it: they land between their issue and the end of a
+// wait for them, at the issue or when somebody waits, as SIM_ASYNC says. An arrival may announce bytes of copies. Waits
+// for the end of the phase of this parity.
+void copy_barrier_init(const void* barrier, int arrivals);
+void copy_barrier_arrive(const void* barrier, int64_t bytes = 0);
+void copy_barrier_copy(const void* barrier, void* to, int64_t bytes, std::function<void()> copy);
 void copy_barrier_wait(const void* barrier, int parity);
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// Clusters: the place in another block's dynamic shared memory of p in this one's, the barrier of all their threads.
+int cluster_rank();
+void* of_block(const void* p, int rank);
+void cluster_arrive();
+void cluster_wait();
+
+// blocks_of_cluster, neighbours along x, are alive together.
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body, int blocks_of_cluster = 1);
 
 template <class T>
 T shuffle(unsigned mask, T value, int from) {

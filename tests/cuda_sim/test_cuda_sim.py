@@ -135,19 +135,59 @@ def test_a_barrier_that_is_not_there_yet_shows():
     assert any(said and "nobody initialised" in said for _, said in copied_sums(4))
 
 
+CLUSTER = simulator.HERE / "faulty_cluster.cu"
+
+
+def cluster_sums(bug, schedules=SCHEDULES):
+    """The error of the sums that blocks of a cluster bring each other's rows for, and what was said, by schedule."""
+    library = ctypes.CDLL(str(simulator.build([CLUSTER])))
+    library.sums_of_rows.restype = ctypes.c_char_p
+    x = torch.randn(32, 64)
+    for order, landing in schedules:
+        y = torch.full((4, 64), float("nan"))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SIM_ORDER", order)
+            environment.setenv("SIM_ASYNC", landing)
+            said = library.sums_of_rows(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), bug)
+        yield (y - x.sum(0) * torch.arange(1, 5)[:, None]).abs().max().item(), said and said.decode()
+
+
+def test_blocks_of_a_cluster_copy_to_each_other():
+    for error, said in cluster_sums(0):
+        assert said is None
+        assert error < 1e-4
+
+
+@pytest.mark.parametrize("bug", [1, 2])
+def test_a_stage_that_the_other_block_still_reads_shows(bug):
+    """In one of four random schedules where it is one warp that lags behind: many of them."""
+    assert any(said is None and not error < 1e-4 for error, said in cluster_sums(bug, [("random", "early")] * 64))
+
+
 @pytest.mark.parametrize(
-    "sanitizer, bug, says",
+    "bug, says",
+    [(3, "a block that has ended"), (4, "nobody initialised"), (5, "a block that has ended"), (6, "deadlock")],
+)
+def test_blocks_of_a_cluster_that_are_not_there_or_waited_for_in_vain_show(bug, says):
+    assert any(said and says in said for _, said in cluster_sums(bug))
+
+
+@pytest.mark.parametrize(
+    "source, sanitizer, bug, says",
     [
-        ("thread", 0, None),
-        ("thread", 1, "data race"),
-        ("thread", 2, "data race"),
-        ("address", 0, None),
-        ("address", 4, "heap-buffer-overflow"),
-        ("address", 5, "heap-buffer-overflow"),
+        (PRODUCT, "thread", 0, None),
+        (PRODUCT, "thread", 1, "data race"),
+        (PRODUCT, "thread", 2, "data race"),
+        (PRODUCT, "address", 0, None),
+        (PRODUCT, "address", 4, "heap-buffer-overflow"),
+        (PRODUCT, "address", 5, "heap-buffer-overflow"),
+        (CLUSTER, "thread", 0, None),
+        (CLUSTER, "thread", 1, "data race"),
+        (CLUSTER, "thread", 2, "data race"),
     ],
 )
-def test_sanitizers_see_races_and_accesses_out_of_bounds(sanitizer, bug, says):
-    program = simulator.build_program([simulator.HERE / "faulty_product_main.cpp", PRODUCT], sanitizer)
+def test_sanitizers_see_races_and_accesses_out_of_bounds(source, sanitizer, bug, says):
+    program = simulator.build_program([source.with_name(f"{source.stem}_main.cpp"), source], sanitizer)
     printed, said = simulator.run_program(program, bug)
     if says:
         assert says in said

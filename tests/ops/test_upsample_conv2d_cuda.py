@@ -152,19 +152,21 @@ def test_warpgroups_and_warps_agree_to_the_bit(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "layout, cout, activation, passes",
+    "layout, cout, width, activation, passes",
     [
-        ("channels_last", 128, "silu", True),
-        ("channels_last", 98, "linear", True),
-        ("channels_last", 128, "relu", False),
-        ("channels_last", 127, "linear", False),
-        ("channels_last", 160, "linear", False),
-        ("contiguous", 128, "linear", False),
+        ("channels_last", 128, 9, "silu", True),
+        ("channels_last", 98, 9, "linear", True),
+        ("channels_last", 320, 9, "linear", True),
+        ("channels_last", 320, 8, "linear", False),  # of two waves of blocks the second would be half empty
+        ("channels_last", 128, 9, "relu", False),
+        ("channels_last", 127, 9, "linear", False),
+        ("channels_last", 160, 9, "linear", False),
+        ("contiguous", 128, 9, "linear", False),
     ],
 )
-def test_when_warpgroups_take_passes(layout, cout, activation, passes, monkeypatch):
+def test_when_warpgroups_take_passes(layout, cout, width, activation, passes, monkeypatch):
     """That kernel alone adds up in an order of its own, which shows in bits where y is small beside its terms."""
-    x, w, _ = make((1, 8, cout, 17, 9), torch.bfloat16, layout)
+    x, w, _ = make((1, 8, cout, 17, width), torch.bfloat16, layout)
     x, b = x + 64, -64 * w.sum((1, 2, 3))
     others = operators().upsample_conv2d(x, w, b, activation)
     monkeypatch.setenv("SIM_ARCHITECTURE", "90")
@@ -174,10 +176,11 @@ def test_when_warpgroups_take_passes(layout, cout, activation, passes, monkeypat
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "shape, activation, biased",
-    [((1, 40, 128, 17, 9), "silu", True), ((2, 19, 250, 9, 11), "linear", True), ((1, 8, 120, 17, 9), "silu", False)],
+    [((1, 40, 128, 17, 9), "silu", True), ((3, 19, 250, 9, 7), "linear", True), ((1, 8, 120, 17, 9), "silu", False)],
     ids=str,
 )
 def test_warpgroups_in_passes(shape, activation, biased, dtype, monkeypatch):
+    """An odd number of tiles too, of which the last shares its weights with nobody."""
     monkeypatch.setenv("SIM_ARCHITECTURE", "90")
     x, w, b = make(shape, dtype, "channels_last")
     b = b if biased else None
@@ -188,7 +191,7 @@ def test_warpgroups_in_passes(shape, activation, biased, dtype, monkeypatch):
 
 
 def test_schedules_of_the_passes_agree_to_the_bit(monkeypatch):
-    """Seven chunks in each pass, in four stages."""
+    """Seven chunks in each pass, patches in three stages and weights in five."""
     x, w, b = make((2, 104, 120, 9, 9), torch.bfloat16, "channels_last")
     monkeypatch.setenv("SIM_ARCHITECTURE", "90")
     results = []
@@ -212,7 +215,7 @@ def test_passes_over_no_channels(monkeypatch):
         ("80", (2, 19, 36, 5, 7), "contiguous", torch.float32),
         ("80", (3, 8, 12, 17, 9), "channels_last", torch.bfloat16),
         ("90", (1, 24, 48, 17, 9), "contiguous", torch.float16),  # nine products at once
-        ("90", (2, 24, 252, 9, 11), "channels_last", torch.bfloat16),  # three passes
+        ("90", (3, 24, 252, 9, 7), "channels_last", torch.bfloat16),  # three passes, of a tile without a neighbour too
         ("90", (1, 8, 128, 18, 8), "channels_last", torch.float16),
     ],
     ids=str,

@@ -62,8 +62,8 @@ Images as_pixels(const Tensor& x, Dtype dtype, cudaStream_t stream) {
 // packed at every call: looking whether a weight has changed reads as much of it as packing does and then has half of
 // the writing to save, and version counters miss writes through .data, those of other libraries and replayed graphs.
 // Predicted on H200, at 4.3 TB/s and 2 us for the launch, as a share of the op:
-//   (1, 512, 128, 128)  4.2 of 136 us  3 %       (1, 256, 512, 512)  2.6 of 546 us  0.5 %
-//   (1, 512, 256, 256)  4.2 of 544 us  0.8 %     (8, 320, 32, 32)    3.0 of  25 us  12 %
+//   (1, 512, 128, 128)  4.2 of 100 us  4 %       (1, 256, 512, 512)  2.6 of 401 us  0.6 %
+//   (1, 512, 256, 256)  4.2 of 401 us  1 %       (8, 320, 32, 32)    3.0 of  25 us  12 %
 Tensor pack_weight(const Tensor& weight, bool transposed, Dtype dtype, cudaStream_t stream) {
   const int n = transposed ? 1 : 0, depth = 1 - n;
   const int block = cuda::weight_block(weight.size(n), transposed ? cuda::kBackwardChannels : cuda::kForwardChannels);
@@ -100,9 +100,10 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, int 
 
 // The kernel of the least predicted time. On sm_100 it is mma, HMMA there, at a fraction of what tcgen05 multiplies,
 // which triton's products are. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma
-// 197 us, wgmma 151, wgmma in three passes 136; for (1, 256, 512, 512) four times as long. The channels of y count in
-// whole blocks: 320 are 384 to the passes, which then lose. The blocks of wgmma, of 16 x 8 pixels, have to fill the
-// GPU: below, mma has smaller ones.
+// 197 us, wgmma 151, wgmma in three passes 100; for (1, 256, 512, 512) four times as long. The channels of y count in
+// whole blocks and those in whole waves of one to each multiprocessor: (8, 320, 32, 32) is two waves of 128 to the
+// passes, which lose to five waves of 32. The blocks of wgmma, of 16 x 8 pixels, have to fill the GPU: below, mma has
+// smaller ones.
 using Forward = cudaError_t (*)(const cuda::UpsampleConv2dParams&, cudaStream_t);
 Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act, bool channels_last,
                        const CudaScope& scope) {
@@ -114,7 +115,10 @@ Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act
   };
   const bool has_wgmma = scope.runs_sm90a() && dtype != Dtype::f32;
   const bool passes_take = channels_last && s.cout % 2 == 0 && (act == Activation::linear || act == Activation::silu);
-  const bool passes_win = 136 * blocks(passes) * passes <= 151 * blocks(at_once) * at_once;
+  const auto waves = [&](int channels) {
+    return (tiles * blocks(channels) + scope.multiprocessors() - 1) / scope.multiprocessors();
+  };
+  const bool passes_win = 100 * waves(passes) * passes <= 151 * waves(at_once) * at_once;
   if (has_wgmma && passes_take && passes_win && fills_gpu(passes)) return cuda::upsample_conv2d_wgmma_passes_kernel;
   if (has_wgmma && fills_gpu(at_once)) return cuda::upsample_conv2d_wgmma_kernel;
   return cuda::upsample_conv2d_kernel;

@@ -260,6 +260,20 @@ __device__ __forceinline__ void for_each_chunk(int count, const Load& load, cons
   for_each_chunk<kStages, kStages - 1>(count, [] {}, load, multiply);
 }
 
+// The tiles of a kernel whose traits are T, in one image and in all.
+template <class T>
+__host__ __device__ int64_t tile_rows(const UpsampleConv2dParams& p) {
+  return (p.height + T::kHeight - 1) / T::kHeight;
+}
+template <class T>
+__host__ __device__ int64_t tile_columns(const UpsampleConv2dParams& p) {
+  return (p.width + T::kWidth - 1) / T::kWidth;
+}
+template <class T>
+__host__ __device__ int64_t tiles_of(const UpsampleConv2dParams& p) {
+  return p.batch * tile_rows<T>(p) * tile_columns<T>(p);
+}
+
 // What a block of the forward reads: its pixels with one more on every side, and the weights of its channels.
 template <class T>
 struct ForwardTile {
@@ -270,14 +284,14 @@ struct ForwardTile {
   WeightCopies<S, T::kThreads, T::kChannels> weights;
   typename T::Patch patch;
 
-  __device__ __forceinline__ explicit ForwardTile(const UpsampleConv2dParams& p)
-      : ForwardTile(p, (p.width + T::kWidth - 1) / T::kWidth, (p.height + T::kHeight - 1) / T::kHeight) {}
+  __device__ __forceinline__ explicit ForwardTile(const UpsampleConv2dParams& p, int64_t number = blockIdx.x)
+      : ForwardTile(p, number, tile_columns<T>(p), tile_rows<T>(p)) {}
 
  private:
-  __device__ __forceinline__ ForwardTile(const UpsampleConv2dParams& p, int64_t tiles_w, int64_t tiles_h)
-      : b(blockIdx.x / (tiles_w * tiles_h)),
-        i0(blockIdx.x / tiles_w % tiles_h * T::kHeight),
-        j0(blockIdx.x % tiles_w * T::kWidth),
+  __device__ __forceinline__ ForwardTile(const UpsampleConv2dParams& p, int64_t number, int64_t columns, int64_t rows)
+      : b(number / (columns * rows)),
+        i0(number / columns % rows * T::kHeight),
+        j0(number % columns * T::kWidth),
         n0(int64_t{blockIdx.y} * T::kChannels),
         chunks((p.x.channels + T::kChunk - 1) / T::kChunk),
         x(static_cast<const S*>(p.x.p) + b * p.x.batch_stride),
@@ -393,9 +407,7 @@ __device__ __forceinline__ void keep_moments(float* tile, const UpsampleConv2dPa
 // The blocks of a kernel whose traits are T.
 template <class T>
 dim3 grid_of(const UpsampleConv2dParams& p) {
-  const int64_t rows = (p.height + T::kHeight - 1) / T::kHeight, columns = (p.width + T::kWidth - 1) / T::kWidth;
-  return {static_cast<unsigned>(p.batch * rows * columns),
-          static_cast<unsigned>((p.cout + T::kChannels - 1) / T::kChannels)};
+  return {static_cast<unsigned>(tiles_of<T>(p)), static_cast<unsigned>((p.cout + T::kChannels - 1) / T::kChannels)};
 }
 
 // What follows a forward kernel whose traits are T and which ended in `error`: the moments of y, where wanted.

@@ -1,29 +1,38 @@
 // upsample_conv2d's forward by warpgroups (wgmma, sm_90a), for 128 channels of y at a time: one column type after
 // another, three sums of 64 x 128 each. What both output columns share, of type S, waits in shared memory. Against the
 // nine products at once, the patch is read three times, but the products are of full width and for each the weights'
-// way through shared memory is half as long.
+// way through shared memory is half as long. Two blocks of neighbouring tiles bring the weights together.
 #include "common/wgmma.cuh"
+#include "upsample_conv2d_cluster.cuh"
 #include "upsample_conv2d_tile.cuh"
 
 namespace imagegen::cuda {
 namespace {
 
-// Predicted for (1, 512, 128, 128) in bf16 on H200: tensor cores 98 us, shared memory 100, L2 136.
+// Of the bytes that a block takes from L2, two thirds would be weights, 2,304 of 3,384 for each channel of x: all the
+// other limits are below that one, which a cluster of two lowers by a third. Predicted, not measured, in bf16 on H200:
+//                       L2 to a block            all of it: L2           tensor cores   shared memory
+//   (1, 512, 128, 128)  1.73 MB, shared 1.14     136 us, shared  90       98 us         100 us
+//   (1, 512, 256, 256)  1.73            1.14     546            360      391            401
+//   (1, 256, 512, 512)  0.87            0.57     546            360      391            401
+//   (8, 320, 32, 32)    1.08            0.71      32             21       23             24
+// Clusters of four would take L2 to 67 us, where it no longer matters, and wait for the slowest of four.
 template <class S_, bool kMoments>
 struct Traits {
   using S = S_;
   static constexpr int kHeight = 16, kWidth = 8, kChannels = 128, kThreads = 256;
-  static constexpr int kChunk = kStep<S>, kStages = 4;
+  static constexpr int kChunk = kStep<S>, kStages = 3;  // of the patch
   static constexpr int kPatchWidth = kWidth + 2, kPixels = (kHeight + 2) * kPatchWidth;
   using Patch = PatchCopies<S, kThreads, kPixels, kChunk / kPackSize<S>>;
-  static constexpr int kProduct = kChannels * kChunk, kWeights = 3 * kProduct;
-  static constexpr int kStage = Patch::kSize + kWeights;
+  using Weights = ClusterWeights<S, kThreads, kChannels, 3>;
   static constexpr int kSums = kChannels / 2;                                // of a product, to a thread
   static constexpr int kKept = 2 * kSums * kThreads;                         // floats that wait: [row][sum][thread]
   static constexpr int kOfWarps = kMoments ? kThreads / 32 * kChannels : 0;  // moments of each warp's channels
-  static constexpr int kSharedBytes = kStages * kStage * static_cast<int>(sizeof(S)) + 4 * kKept + 12 * kOfWarps;
+  // Shared memory holds weights, patches, what waits and moments, in this order.
+  static constexpr int kLoadBytes = Weights::kBytes + kStages * Patch::kSize * static_cast<int>(sizeof(S));
+  static constexpr int kSharedBytes = kLoadBytes + 4 * kKept + 12 * kOfWarps;
   static_assert(sizeof(S) == 2 && kSharedBytes <= 227 * 1024, "what sm_90 gives a block");
-  static_assert(Patch::kSize * sizeof(S) % 16 == 0, "weights begin where operands may");
+  static_assert(Weights::kBytes % 16 == 0, "patches begin where 16-byte copies may");
 };
 
 #ifdef IMAGEGEN_HAS_WGMMA
@@ -63,25 +72,35 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
   using S = typename T::S;
   using Patch = typename T::Patch;
   using Operands = Operands<S, 1, Patch::kRow, T::kPatchWidth>;
-  S* const shared = dynamic_shared<S>();
-  float* const kept = reinterpret_cast<float*>(shared + T::kStages * T::kStage) + threadIdx.x;
+  char* const shared = dynamic_shared<char>();
+  S* const patches = reinterpret_cast<S*>(shared + T::Weights::kBytes);
+  float* const kept = reinterpret_cast<float*>(shared + T::kLoadBytes) + threadIdx.x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;  // a warp owns rows 2 warp and 2 warp + 1
-  const ForwardTile<T> tile(p);
-  int next = 0, type_of_next = 0;  // what to load: the same chunks of the patch in every pass, and whose three products
+  // The block that fills up the last cluster has no tile: it multiplies the last one's again and keeps nothing of it.
+  const int64_t tiles = tiles_of<T>(p), last = min(int64_t{blockIdx.x}, tiles - 1);
+  const ForwardTile<T> tile(p, last);
+  const typename T::Weights weights(reinterpret_cast<S*>(shared), p, tile.n0);
+  cluster_arrive();
+  int next_patch = 0;  // the same in every pass
   const auto load = [&](int stage, int) {
-    tile.patch.issue(shared + stage * T::kStage, tile.x, next * T::kChunk, p.x.channels);
-    tile.weights.template issue<3>(shared + stage * T::kStage + Patch::kSize, next * 9 + type_of_next);
-    if (++next == tile.chunks) next = 0, type_of_next += 3;
+    tile.patch.issue(patches + stage * Patch::kSize, tile.x, next_patch * T::kChunk, p.x.channels);
+    if (++next_patch == tile.chunks) next_patch = 0;
+  };
+  int next_weights = 0, type_of_next = 0;
+  const auto load_weights = [&](int chunk) {
+    if (threadIdx.x == 0) weights.load(chunk, next_weights * 9 + type_of_next);
+    if (++next_weights == tile.chunks) next_weights = 0, type_of_next += 3;
   };
 
   // This thread's results: of pixels (i, j) and (i + 1, j), channels c, c + 1 of every eight. What of them there is.
   const int64_t i = tile.i0 + 2 * warp, j = tile.j0 + lane / 4, c = tile.n0 + lane % 4 * 2;
   S* const y = static_cast<S*>(p.y) + ((tile.b * p.height + i) * 4 * p.width + 2 * j) * p.cout + c;
-  const int rows = j < p.width ? static_cast<int>(p.height - i) : 0, channels = static_cast<int>(p.cout - c);
+  const int rows = j < p.width && blockIdx.x < tiles ? static_cast<int>(p.height - i) : 0,
+            channels = static_cast<int>(p.cout - c);
 
   // Of each warp's channels, those of one lane % 4 beside each other. Made where it is used: registers are short.
   const auto of_warps = [&] {
-    return reinterpret_cast<Moments<float>*>(reinterpret_cast<float*>(shared + T::kStages * T::kStage) + T::kKept);
+    return reinterpret_cast<Moments<float>*>(reinterpret_cast<float*>(shared + T::kLoadBytes) + T::kKept);
   };
 
   // A column type's share of the results: of type S it is kept with the bias, of the others it completes column
@@ -134,17 +153,17 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
     }
   };
 
-  constexpr int kAhead = T::kStages - 2;  // one chunk is still multiplied while the next begins
-  const auto landed = [] { async_proxy_fence(); };
-  Chunks<T::kStages, kAhead, decltype(landed), decltype(load)> chunks(3 * tile.chunks, landed, load);
+  const auto landed = [] {};
+  Chunks<T::kStages, T::kStages - 1, decltype(landed), decltype(load)> chunks(3 * tile.chunks, landed, load);
+  cluster_wait();
+  for (int chunk = 0; chunk < min(T::Weights::kAhead, chunks.count); ++chunk) load_weights(chunk);
 #pragma unroll 1
   for (int type = 0; type < 3; ++type) {
     float sum[3][T::kSums] = {};  // anew, so that finish() need not keep them
 #pragma unroll 1
     for (int chunk = 0; chunk < tile.chunks; ++chunk) {
-      const S* const at = shared + chunks.next() * T::kStage;
-      const Operands operands(at + 2 * warp * T::kPatchWidth * Patch::kRow);
-      const SharedOperand weights = shared_operand(at + Patch::kSize, Swizzle::none, 128, 256);
+      const int at = chunks.at;
+      const Operands operands(patches + chunks.next() * Patch::kSize + 2 * warp * T::kPatchWidth * Patch::kRow);
       auto column = operands.column(1, 0);
       if (type != 0) column = Operands::difference(operands.column(type == 1 ? 0 : 2, 0), column);
       Fragment a[3];
@@ -154,21 +173,26 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
       wgmma_wait<0>();  // the three before went on until here
 #pragma unroll
       for (int row = 0; row < 3; ++row) wgmma_hold(a[row].r);
+      if (at > 0) weights.release(at - 1);
+      const SharedOperand w = shared_operand(weights.wait(at), Swizzle::none, 128, 256);
       wgmma_fence();
 #pragma unroll
       for (int row = 0; row < 3; ++row)
-        wgmma<Major::depth>(sum[row], a[row].r, weights.plus(row * T::kProduct * 2), chunk > 0, S{});
+        wgmma<Major::depth>(sum[row], a[row].r, w.plus(row * T::Weights::kProduct * 2), chunk > 0, S{});
       wgmma_commit();
+      if (at + T::Weights::kAhead < chunks.count) load_weights(at + T::Weights::kAhead);
     }
     wgmma_wait<0>();
 #pragma unroll
     for (int row = 0; row < 3; ++row) wgmma_hold(sum[row]);
+    if (type == 2) cluster_arrive();  // nothing more goes to the other block, nor comes from it
     finish(type, sum);
   }
+  cluster_wait();
   if constexpr (kMoments) {
     __syncthreads();
     const int n = threadIdx.x % 32 / 2 * 8 + threadIdx.x / 32 * 2 + threadIdx.x % 2;  // the channel of this place
-    if (threadIdx.x >= T::kChannels || tile.n0 + n >= p.cout) return;
+    if (threadIdx.x >= T::kChannels || tile.n0 + n >= p.cout || blockIdx.x >= tiles) return;
     Moments<float> m = of_warps()[threadIdx.x];
     for (int i = 1; i < T::kThreads / 32; ++i) m = merge(m, of_warps()[i * T::kChannels + threadIdx.x]);
     static_cast<Moments<float>*>(p.lots)[blockIdx.x * p.cout + tile.n0 + n] = m;
@@ -179,8 +203,10 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
 template <class S, Activation kActivation, bool kMoments>
 cudaError_t run(const UpsampleConv2dParams& p, cudaStream_t stream) {
   using T = Traits<S, kMoments>;
-  const cudaError_t error =
-      launch(passes_kernel<T, kActivation, kMoments>, grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
+  dim3 grid = grid_of<T>(p);
+  grid.x += grid.x % kBlocksOfCluster;
+  const cudaError_t error = launch_clusters(kBlocksOfCluster, passes_kernel<T, kActivation, kMoments>, grid,
+                                            T::kThreads, T::kSharedBytes, stream, p);
   return then_moments<T>(error, p, stream);
 }
 template <class S>

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "cuda_sim.h"
+#include "common/copy_barrier.cuh"
 
 namespace imagegen::cuda {
 
@@ -30,21 +30,11 @@ inline cudaError_t make_tensor_map(TensorMap& map, const void* p, const int64_t 
   return cudaSuccess;
 }
 
-class CopyBarrier {
- public:
-  void init() { cuda_sim::copy_barrier_init(this); }
-  void expect(int bytes) { cuda_sim::copy_barrier_expect(this, bytes); }
-  void wait(int parity) { cuda_sim::copy_barrier_wait(this, parity); }
-
- private:
-  uint64_t state_;
-};
-
 inline void copy_tensor(void* to, const TensorMap& map, int column, int row, int head, int batch,
                         CopyBarrier& arrived) {
   if (reinterpret_cast<uintptr_t>(to) % 1024) throw std::runtime_error("cuda_sim: a box copied to no multiple of 1024");
   const int64_t at[4] = {column, row, head, batch};
-  cuda_sim::copy_barrier_copy(&arrived, map.rows * kBoxColumns * 2, [=] {
+  cuda_sim::copy_barrier_copy(&arrived, to, map.rows * kBoxColumns * 2, [=] {
     for (int r = 0; r < map.rows; ++r)
       for (int c = 0; c < kBoxColumns; ++c) {
         const int64_t place[4] = {at[0] + c, at[1] + r, at[2], at[3]};

@@ -43,6 +43,7 @@ inline void wgmma_commit() {
 template <int kPending>
 void wgmma_wait() {
   cuda_sim::product_async_wait(kPending);
+  cuda_sim::warp_barrier(~0u);  // the products are the warp's: they are done for all its lanes
 }
 
 template <class T, int kCount>
