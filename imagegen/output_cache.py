@@ -3,7 +3,8 @@
 torch returns a large tensor's memory to the system, and the next tensor pays for fresh pages: up to 20 ms for 33 MB,
 where normalising those takes 3 ms. Outputs of this package's CPU operators from 1 MB on go to memory that is kept
 instead, within a limit of a sixteenth of the machine's memory, and never more, with what is in use, than was in use at
-once before; so does the workspace of weight gradients. For outputs it needs torch 2.11. Such a tensor cannot be resized to more than its memory holds; all else about it is as always.
+once before; so does the workspace of weight gradients. For outputs it needs torch 2.11. Such a tensor cannot be resized
+to more than its memory holds; all else about it is as always.
 """
 
 from . import _library
