@@ -71,14 +71,15 @@ def summary_table(rows):
 
 
 def losses(rows):
-    """Every row that failed, and every row of ours that somebody beats, the worst first."""
+    """Every row that failed, and every row of ours that somebody beats at the same work, the worst first."""
+    lighter = {row["provider"] for row in rows if row.get("without")}  # what an input costs is not a race
     lines = [f"- **FAILED**: {_name(row)}: {_why(row)}" for row in rows if not row["passed"]]
     slower = [
         (speedup["ratio"], f"- **slower than {rival}**: {_name(row)}: {speedup['ratio']:.3f}x")
         for row in rows
         if row["provider"] == OURS
         for rival, speedup in row["speedup"].items()
-        if speedup["ratio"] < 1
+        if speedup["ratio"] < 1 and rival not in lighter
     ]
     lines += [line for _, line in sorted(slower)]
     return "\n".join(lines) or "No row failed its check, and none of ours is slower than another provider."

@@ -167,6 +167,7 @@ def _row(c, times):
         "threads": case.threads,
         "device": case.device,
         "provider": c.name,
+        "without": c.without,
         "passed": c.passed,
         "error": _short(max(c.errors.values(), default=None)),
         "errors": {name: _short(error) for name, error in c.errors.items()},

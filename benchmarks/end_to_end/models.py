@@ -84,7 +84,8 @@ class Model:
             if Model.kept:
                 Model.kept.made.clear()
             Model.kept = self
-        name = (make.__name__, *key)
+        # With other threads comes another check, of the first step of all: for it a trained model is made anew.
+        name = (make.__name__, *key, torch.get_num_threads() if self.trains else None)
         if name not in self.made:
             self.made[name] = make(*key)
         return self.made[name]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -55,6 +56,16 @@ def test_providers_pass_and_what_is_checked_is_not_nothing(op):
     assert all(row["failure"] is None and row["passed"] and row["error"] < 2e-5 for row in rows)
     y = bench.reference(**{name: t.double() for name, t in bench.make_inputs(bench.TINY_SHAPE).items()})
     assert y.std() > 1e-3 * y.abs().mean() and math.isfinite(y.norm())
+
+
+def test_a_trained_model_is_not_the_next_check_s(monkeypatch):
+    bench = suite.load("end_to_end", "unet_2d_training")
+    monkeypatch.setattr(bench, "RATE", 1e-2)
+    bench.MODEL.made.clear()
+    skip = [name for name in bench.PROVIDERS if name != "eager"]
+    for threads in 1, 2:
+        rows = runner.run_case(dataclasses.replace(tiny("unet_2d_training"), threads=threads), seconds=0, skip=skip)
+        assert all(row["passed"] for row in rows)
 
 
 def test_the_reference_attends_piece_by_piece():

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 }
 
 
-def row(provider, layout, ms, *, label="(1, 2, 4x4)", passed=True, failure=None, **speedup):
+def row(provider, layout, ms, *, label="(1, 2, 4x4)", passed=True, failure=None, without=None, **speedup):
     timed = {} if failure else {"median_ms": ms, "p20_ms": 0.9 * ms, "p80_ms": 1.1 * ms, "rounds": 5}
     return {
         "suite": "ops",
@@ -38,6 +38,7 @@ def row(provider, layout, ms, *, label="(1, 2, 4x4)", passed=True, failure=None,
         "threads": 1,
         "device": "cpu",
         "provider": provider,
+        "without": without,
         "passed": passed,
         "error": None if failure else 1e-7,
         "errors": {} if failure else {"y": 1e-7 if passed else 0.3},
@@ -102,6 +103,11 @@ def test_losses_and_failures_are_named(result):
     assert "FAILED" in lines[1] and "no compiler" in lines[1]
     assert "slower than compile" in lines[2] and "0.900x" in lines[2] and "channels_last" in lines[2]
     assert "none of ours is slower" in report.losses(result["rows"][:1])
+
+
+def test_what_an_input_costs_is_no_loss():
+    rows = [row("imagegen", "nchw", 1.1, unmasked=0.9), row("unmasked", "nchw", 1.0, without="mask")]
+    assert "none of ours is slower" in report.losses(rows)
 
 
 def test_markdown_has_conditions_notes_and_every_row(result):

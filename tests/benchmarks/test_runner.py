@@ -56,6 +56,7 @@ def test_a_provider_without_an_input_is_held_against_the_op_without_it(direction
     rows = {row["provider"]: row for row in run_tiny(dataclasses.replace(case, shape=(*case.shape, "mask")))}
     assert all(row["passed"] for row in rows.values())
     assert rows["imagegen"]["speedup"]["unmasked"]["ratio"] > 0
+    assert {name for name, row in rows.items() if row["without"] == "mask"} == {"unmasked"}
 
 
 def test_ours_is_compared_with_every_rival(providers):
