@@ -26,27 +26,6 @@ struct GroupNormOperators {
     return forward_with(x, num_groups, weight, bias, eps, scale, shift, activation, moments);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> forward_with(const Tensor& x, int64_t num_groups, const Factor& weight,
-                                                         const Factor& bias, double eps, const Factor& scale,
-                                                         const Factor& shift, const std::string& activation,
-                                                         const std::optional<Tensor>& moments) {
-    check_group_norm(x, num_groups, eps);
-    if (moments) {
-      check_same_device("group_norm", "moments", *moments, x);
-      check_statistics("moments", *moments, x, std::to_string(num_groups) + ", 2");
-    }
-    const bool channels_last = is_channels_last(x);
-    const Tensor x_walked = walkable(x, channels_last);
-    Tensor y = output_like(x, channels_last), mean = statistic(x, num_groups), rstd = statistic(x, num_groups);
-    GroupNormParams params = group_norm_params(x_walked, std::nullopt, y, channels_last, num_groups, weight, bias, eps,
-                                               scale, shift, activation);
-    params.moments = moments ? moments->const_data_ptr() : nullptr;
-    params.mean = mean.mutable_data_ptr();
-    params.rstd = rstd.mutable_data_ptr();
-    Device::run(params, x);
-    return {y, mean, rstd};
-  }
-
   static std::tuple<Tensor, Tensor> factors(const Tensor& x, int64_t num_groups, const Factor& weight,
                                             const Factor& bias, double eps, const Factor& scale, const Factor& shift) {
     check_group_norm(x, num_groups, eps);
@@ -89,6 +68,27 @@ struct GroupNormOperators {
   }
 
  private:
+  static std::tuple<Tensor, Tensor, Tensor> forward_with(const Tensor& x, int64_t num_groups, const Factor& weight,
+                                                         const Factor& bias, double eps, const Factor& scale,
+                                                         const Factor& shift, const std::string& activation,
+                                                         const std::optional<Tensor>& moments) {
+    check_group_norm(x, num_groups, eps);
+    if (moments) {
+      check_same_device("group_norm", "moments", *moments, x);
+      check_statistics("moments", *moments, x, std::to_string(num_groups) + ", 2");
+    }
+    const bool channels_last = is_channels_last(x);
+    const Tensor x_walked = walkable(x, channels_last);
+    Tensor y = output_like(x, channels_last), mean = statistic(x, num_groups), rstd = statistic(x, num_groups);
+    GroupNormParams params = group_norm_params(x_walked, std::nullopt, y, channels_last, num_groups, weight, bias, eps,
+                                               scale, shift, activation);
+    params.moments = moments ? moments->const_data_ptr() : nullptr;
+    params.mean = mean.mutable_data_ptr();
+    params.rstd = rstd.mutable_data_ptr();
+    Device::run(params, x);
+    return {y, mean, rstd};
+  }
+
   // `rest`: the sizes behind that of the batch.
   static void check_statistics(const char* argument, const Tensor& t, const Tensor& x, const std::string& rest) {
     const std::string shape = "(" + std::to_string(x.size(0)) + ", " + rest + ")";

@@ -41,8 +41,8 @@ inline UpsampleConv2dShape check_upsample_conv2d_packed(const Tensor& x, const T
   if (bias) {
     check_same_device(op, "bias", *bias, x);
     check_same_dtype(op, "bias", *bias, x);
-    IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == cout, op, ": bias must have shape (", cout, "), got ",
-                   shape_string(*bias));
+    IMAGEGEN_CHECK(bias->dim() == 1 && bias->size(0) == cout, op, ": bias must have shape (", cout,
+                   ",) to match packed_weight, got ", shape_string(*bias));
   }
   return {x.size(0), x.size(1), x.size(2), x.size(3), cout};
 }
