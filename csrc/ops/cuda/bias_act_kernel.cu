@@ -29,9 +29,14 @@ __global__ void __launch_bounds__(kThreads)
   Pack<S> v = load(x + first, n), g{};
   if constexpr (kBackward) g = load(grad + first, n);
 
-  // The division is paid once; from element to element the channel moves on by counting.
-  int64_t channel = first / inner % channels, step = first % inner;
-  T bias = b ? to_compute(b[channel * b_stride]) : T(0);
+  // The division is paid once, and not without a bias; from element to element the channel moves on by counting.
+  int64_t channel = 0, step = 0;
+  T bias = 0;
+  if (b) {
+    const int64_t run = first / inner;
+    channel = run % channels, step = first - run * inner;
+    bias = to_compute(b[channel * b_stride]);
+  }
 #pragma unroll
   for (int i = 0; i < Traits<S>::kPack; ++i) {
     const T z = to_compute(v.at[i]) + bias;
