@@ -13,12 +13,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ARCHITECTURES = (80, 90, 100)
+# Architecture -> its instruction that multiplies matrices: of a warp, of a warpgroup (wgmma), and of a thread for the
+# block (tcgen05.mma), which the later ones take where a tile has 64 rows and its warps are whole warpgroups.
+MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+ARCHITECTURES = tuple(MATRIX)
 
 
 def compile_kernel(module, kernel, variants):
-    """The resources of every variant on every architecture: registers, stack and local bytes, spilling and matrix
-    instructions, shared and tensor memory, PTX loads.
+    """The resources of every variant on every architecture: registers, stack and local bytes, spilling instructions,
+    those that multiply matrices by name, shared and tensor memory, PTX loads.
 
     A variant is {"signature": {argument: type}, "constants": {argument: value}, "divisible": [argument, ...]}: the last
     are multiples of 16, as torch's allocations are. "argument.3" is a constant within a tuple. "options" (num_warps,
@@ -63,8 +66,7 @@ def _compile(kernel, architecture, signature, constants, divisible, options=None
         "stack": int(stack),
         "local": int(local),
         "spills": sum(instructions.count(name) for name in ("LDL", "STL")),
-        "matrix": sum(instructions.count(name) for name in ("HMMA", "HGMMA", "UTCHMMA")),
-        "UTCHMMA": instructions.count("UTCHMMA"),
+        "matrix": {name: instructions.count(name) for name in MATRIX.values() if name in instructions},
         "shared": compiled.metadata.shared,
         "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "loads": re.findall(r"ld\.global\.(\S+)", compiled.asm["ptx"]),
