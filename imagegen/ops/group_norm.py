@@ -108,7 +108,7 @@ def _group_norm_triton(x, num_groups, weight, bias, eps, scale, shift, activatio
 def _group_norm_backward_triton(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
     _check(x, num_groups, weight, bias, 0, scale, shift, activation)
     _check_backward(grad, x, mean, rstd, num_groups)
-    from .triton.group_norm_kernel import group_norm_backward
+    from .triton.group_norm_backward_kernel import group_norm_backward
 
     return group_norm_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation)
 

@@ -1,13 +1,15 @@
 """What can be said of group_norm's GPU kernels without a GPU: values and bounds in the simulator; registers and
 spills of what the compilers make. test_group_norm.py runs them on a GPU where there is one."""
 
+import importlib
+import itertools
 import re
 
 import pytest
 import torch
 from cuda_sim import simulator
 from helpers import DTYPES, LAYOUTS, check, relative_error
-from test_group_norm import ERRORS, SHAPES, C, factors, reference, x
+from test_group_norm import BACKENDS, ERRORS, SHAPES, C, check_against_reference, factors, fused, reference, x
 from test_group_norm_factors import reference as factors_reference
 from triton_ahead_of_time import compile_kernel
 
@@ -245,29 +247,125 @@ def test_thread_sanitizer_finds_nothing(layout):
     sanitize("thread", "bf16", layout, "small")
 
 
-def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
-    """How the host side launches this kernel for 128 channels of 256 x 256 pixels, in 32 groups."""
-    from imagegen.ops.triton import group_norm_kernel as host
+FORWARD, BACKWARD = (f"imagegen.ops.triton.group_norm{name}_kernel" for name in ("", "_backward"))
 
+
+class Recorded:
+    """A Triton kernel that writes down when it is launched."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches, self.arg_names = kernel, launches, kernel.arg_names
+
+    def __getitem__(self, grid):
+        self.launches.append(self.kernel.__name__.removeprefix("group_norm_").removesuffix("_kernel"))
+        return self.kernel[grid]
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    launches = []
+    for module, kernels in itertools.groupby(KERNELS, lambda kernel: importlib.import_module(kernel[0])):
+        for _, name in kernels:
+            monkeypatch.setattr(module, name, Recorded(getattr(module, name), launches))
+    return launches
+
+
+GRADIENT = ["gradient_sums", "gradient"]
+PATHS = {  # small tensors cut as large ones are -> the launches of a forward and of its backward
+    "whole": ({}, ["whole"], GRADIENT),
+    "looped": ({"WHOLE": 0, "LOOPED": 1, "LOOPED_TILE": 64}, ["looped"], GRADIENT),
+    "two": ({"WHOLE": 0, "TILE_BYTES": 512, "FILLED": 1}, ["statistics", "apply"], GRADIENT),
+    "three": (
+        {"WHOLE": 0, "TILE_BYTES": 512, "IN_FRONT": 1},
+        ["statistics", "merge", "apply"],
+        ["gradient_sums", "merge_sums", "gradient"],
+    ),
+}
+on_triton = pytest.mark.parametrize("backend, device", [p for p in BACKENDS if p.id == "triton"])
+
+
+@on_triton
+@pytest.mark.parametrize(
+    "path, layout", [(path, layout) for path in PATHS for layout in ("contiguous", "channels_last")]
+)
+def test_triton_launches(path, layout, launches, monkeypatch, backend, device):
+    """Several slices, blocks of a group and groups of a tile, each with a rest."""
+    constants, forward, backward = PATHS[path]
+    if path == "looped" and layout == "channels_last":
+        forward = ["statistics", "apply"]  # where a group is no run of memory no program loops over it
+    for name, value in constants.items():
+        for module in ("group_norm_kernel", "group_norm_tiles"):
+            monkeypatch.setattr(f"imagegen.ops.triton.{module}.{name}", value, raising=False)
+    for shape, num_groups in (((1, 20, 5, 7), 2), ((1, 70, 3, 3), 1)):
+        x = LAYOUTS[layout](torch.randn(shape, device=device).bfloat16())
+        launches.clear()
+        check_against_reference(x, num_groups, *factors(x), backend=backend)
+        assert launches == forward + backward
+
+
+@on_triton
+@pytest.mark.parametrize("path", ["looped", "two", "three"])
+def test_triton_mean_far_above_deviation(path, monkeypatch, backend, device):
+    for name, value in PATHS[path][0].items():
+        for module in ("group_norm_kernel", "group_norm_tiles"):
+            monkeypatch.setattr(f"imagegen.ops.triton.{module}.{name}", value, raising=False)
+    x = torch.randn(1, 4, 13, 17, device=device) + 1e4
+    x[0, :2, 0, 0] = float("nan")  # which stays in the first of the groups
+    given = factors(x)
+    exact = reference(x.double(), 2, *(t.double() for t in given), "silu")
+    y = fused(x, 2, *given, "silu", backend)
+    assert y[:, :2].isnan().all() and relative_error(y[:, 2:], exact[:, 2:]) < 1e-5
+
+
+# The table in front of the kernels: shape, layout -> programs, parts that are merged in front of each (0: elsewhere).
+CUTS = [
+    ((1, 512, 128, 128), "contiguous", 2048, 64),
+    ((1, 512, 128, 128), "channels_last", 1024, 512),
+    ((1, 128, 512, 512), "contiguous", 4096, 128),
+    ((1, 128, 512, 512), "channels_last", 4096, 0),
+    ((1, 128, 5120, 256), "contiguous", 4096, 128),
+    ((1, 320, 64, 64), "channels_last", 384, 0),
+]
+
+
+@pytest.mark.parametrize("shape, layout, programs, parts", CUTS, ids=str)
+def test_triton_cuts(shape, layout, programs, parts):
+    tiles = pytest.importorskip("imagegen.ops.triton.group_norm_tiles")
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    cut = tiles.cut(torch.empty(shape, dtype=torch.bfloat16, device="meta").contiguous(memory_format=memory), 32)
+    assert (cut.programs, cut.in_front * cut.groups * cut.parts) == (programs, parts)
+
+
+def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
+    """How the host side launches this kernel of a module for 128 channels of 256 x 256 pixels, in 32 groups."""
+    from imagegen.ops.triton import group_norm_kernel, group_norm_tiles
+
+    module, name = kernel
     stride = ("x_b", "x_p") if not planar else ("x_b", "x_c")
     one = "p" if planar else "c"
-    names = getattr(host, kernel).arg_names
+    names = getattr(importlib.import_module(module), name).arg_names
     tensors = {"grad": dtype, "x": dtype, "y": dtype, "dx": dtype}
     tensors |= dict.fromkeys(("weight", "bias"), dtype)
     tensors |= dict.fromkeys(
-        ("mean", "rstd", "lost", "level", "slope", "part_mean", "part_m2", "part_dz", "part_dz_d", "sum_dz",
-         "sum_dz_xhat"), "fp32",
-    )  # fmt: skip
+        ("mean", "rstd", "parts", "merged", "pivots", "gain", "offset", "of_channels", "sum_dz", "sum_dz_xhat"), "fp32"
+    )
     signature = {name: f"*{type}" for name, type in tensors.items() if name in names}
-    constants = dict.fromkeys(("gain", "offset", "scale", "shift", "sizes", "strides", "g_sizes", "g_strides"))
+    constants = dict.fromkeys(("scale", "shift", "sizes", "strides", "g_sizes", "g_strides"))
     constants |= (
         {f"{t}_{one}": 1 for t in "xgy"} | {"w_c": 1, "b_c": 1} | dict.fromkeys(("s_c", "t_c", "s_b", "t_b"), 0)
     )
-    whole = {"BC": 4, "BP": 1024} if kernel == "group_norm_whole_kernel" else None
     x = torch.empty(1, 128, 256, 256, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
     x = x if planar else x.contiguous(memory_format=torch.channels_last)
-    tile = host._tiles(x, x if "gradient" in kernel else None)[0][2]
-    constants |= {"ACT": activation, "BLOCK": host.PARTS, "BD": 4, "BS": 64} | (whole or tile)
+    tiles = group_norm_tiles.cut(x, 32, x if module == BACKWARD else None)
+    assert tiles.in_front == planar  # where channels are innermost a tile has sixteen groups
+    blocks = tiles._asdict()
+    for number in ("groups", "blocks", "piece", "slices"):
+        del blocks[number]
+    blocks |= {"group_norm_whole_kernel": {"BC": 4, "BP": 1024}, "group_norm_looped_kernel": {"BC": 1, "BP": 8192}}.get(
+        name, {"PB": group_norm_kernel.ALONE} if {"PB", "BG"} & set(names) == {"PB"} else {}
+    )
+    constants |= {"ACT": activation} | blocks
     constants = {name: value for name, value in constants.items() if name in names}
     scalars = {"eps": "fp64"} | dict.fromkeys(set(names) - signature.keys() - constants.keys() - {"eps"}, "i32")
     signature |= {name: type for name, type in scalars.items() if name in names}
@@ -280,7 +378,7 @@ def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
         "signature": signature,
         "constants": constants,
         "divisible": [name for name in wide if name in signature],
-        "options": {"num_warps": 4},
+        "options": {"num_warps": 8 if name == "group_norm_looped_kernel" else 4},
     }
 
 
@@ -288,27 +386,31 @@ def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
 # still 24 KiB under way, where 1.6 TB/s over 108 multiprocessors at 0.6 µs need 9.
 MORE_ON_SM_80 = 40
 KERNELS = {  # kernel -> most registers
-    "group_norm_whole_kernel": 128,
-    "group_norm_statistics_kernel": 128,
-    "group_norm_finish_kernel": 64,
-    "group_norm_apply_kernel": 128,
-    "group_norm_gradient_sums_kernel": 128,
-    "group_norm_sums_kernel": 64,
-    "group_norm_gradient_kernel": 128,
+    (FORWARD, "group_norm_whole_kernel"): 128,
+    (FORWARD, "group_norm_looped_kernel"): 128,
+    (FORWARD, "group_norm_statistics_kernel"): 128,
+    (FORWARD, "group_norm_merge_kernel"): 64,
+    (FORWARD, "group_norm_factors_kernel"): 64,
+    (FORWARD, "group_norm_apply_kernel"): 128,
+    (BACKWARD, "group_norm_gradient_sums_kernel"): 128,
+    (BACKWARD, "group_norm_merge_sums_kernel"): 64,
+    (BACKWARD, "group_norm_gradient_kernel"): 128,
 }
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel[1])
 def test_triton_kernels_compile_ahead_of_time(kernel):
     pytest.importorskip("triton", reason="triton is not installed")
     variants = [triton_variant(kernel, "bf16"), triton_variant(kernel, "fp32", planar=False) | {"architectures": [90]}]
     if KERNELS[kernel] < 128:  # which merge parts: no architecture makes them large
         variants[0]["architectures"] = [90]
-    builds = compile_kernel("imagegen.ops.triton.group_norm_kernel", kernel, variants)
+    if kernel[1] == "group_norm_looped_kernel":  # which takes planes alone
+        del variants[1]
+    builds = compile_kernel(*kernel, variants)
     for variant, build in [(v, b) for v, of in zip(variants, builds, strict=True) for b in of]:
         print(kernel, variant["constants"], build)
         assert build["stack"] == build["local"] == build["spills"] == 0, "spills"
         assert build["registers"] <= KERNELS[kernel] + MORE_ON_SM_80 * (build["architecture"] == 80), build
         # A group of four channels has no 16 bytes of neighbours where channels are innermost.
-        if "BP" in variant["constants"] and not (kernel == "group_norm_whole_kernel" and variant is variants[1]):
+        if "BP" in variant["constants"] and not (kernel[1] == "group_norm_whole_kernel" and variant is variants[1]):
             assert any("v4" in load for load in build["loads"]), "16-byte loads"

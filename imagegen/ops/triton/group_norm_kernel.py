@@ -1,209 +1,126 @@
-"""Group normalisation in Triton.
+"""Group normalisation in Triton: the forward, in as few launches as the shape allows.
 
-A program takes a tile of channels by pixels, whichever of the two lie side by side in memory, of one image. Where a
-group is one tile, one launch reads x once; else statistics, one number for each group of them, and apply.
+One, which reads x once, where a group stays in a program's registers. One, which reads it twice, where groups are so
+many that they alone fill the GPU. Else two: statistics of every tile's groups, then apply, which merges them in front
+of every tile; three where a group has so many parts that merging them so often would show. Nothing is added by atomics,
+and everything in an order that the shape alone decides.
+
+Predicted for an H200, not measured: bytes at 4.3 TB/s, from the L2 of 50 MB at twice that, 2.5 us a launch.
+  (B, C, H, W), 32 groups      programs                launches       us
+  (1, 512, 32, 32) bf16        32                      whole          3     16 warps a program: one round of loads
+  (8, 320, 32, 32) bf16        256                     whole          5     5 MB read and written
+  (1, 512, 128, 128) bf16      2048                    two            15    17 MB read, read from the L2 and written
+  the same, channels_last      1024                    two            15    of 128 parts, 4 groups a tile: 4 KB
+  (1, 128, 512, 512) bf16      4096                    two            41    67 MB
+  the same, channels_last      4096                    three          44    2048 parts, 16 groups a tile: 256 KB
+  (1, 128, 5120, 256) bf16     4096                    two            240   336 MB, the second reading from DRAM, too
+  (16, 512, 64, 64) bf16       512                     looped         34    67 MB; the second reading from the L2
 """
 
 import math
-from itertools import pairwise
 
 import torch
 import triton
 import triton.language as tl
 
 from .._layout import memory_format
-from .activation import activate, derivative, to_compute
+from .activation import activate, to_compute
+from .group_norm_tiles import (
+    affine,
+    by_channel,
+    by_group,
+    cut,
+    dense,
+    factors_of,
+    merge_moments,
+    pivot,
+    place,
+    shape_of,
+    statistic,
+    store_part,
+    tile_of,
+    walk,
+)
 
-TILE_BYTES = 8192  # 16 bytes four times for each of 128 threads
 WHOLE = 16384  # elements of a group that one program keeps in registers, 32 for each of 512 threads
-PROGRAMS = 4096  # more than twice what the largest GPU runs at a time, so that the last ones even out
-PARTS = 1024  # of a group, merged at a time
+# From this many groups on they fill a GPU, two for each of 132 multiprocessors, and a program loops over its own, as
+# long as all that are looped over at a time stay in the L2 for the second reading: 264 of them in 34 MB of 50.
+LOOPED, LOOPED_BYTES = 256, 128 << 10
+ALONE = 1024  # parts of a group that a program of its own merges at a time
+LOOPED_TILE = 8192  # elements, 32 for each of 256 threads
 
 
 def group_norm(x, num_groups, weight, bias, eps, scale, shift, activation, moments=None):
     """y, and the mean and rstd of every group; moments: its mean and variance where they are known."""
     y = torch.empty_like(x, memory_format=memory_format(x))
-    mean, rstd, lost = (_statistic(x, num_groups) for _ in range(3))
-    if moments is not None:
-        mean.copy_(moments[..., 0])
-        torch.rsqrt(moments[..., 1] + eps, out=rstd)
+    mean, rstd = (statistic(x, num_groups) for _ in range(2))
     if x.size(0) * x.size(1) == 0:
         return y, mean, rstd
-    shape, factors = _shape(x, num_groups), _factors(weight, bias, scale, shift)
+    common = *shape_of(x, num_groups), *walk(x), *dense(y), *factors_of(weight, bias, scale, shift), eps
     with torch.cuda.device_of(x):
-        pixels, channels = math.prod(x.shape[2:]), x.size(1) // num_groups
-        few = triton.next_power_of_2(pixels) * triton.next_power_of_2(channels) <= WHOLE
-        if moments is None and few and pixels:
-            whole = {"BC": triton.next_power_of_2(channels), "BP": triton.next_power_of_2(pixels)}
-            warps = min(16, max(1, whole["BC"] * whole["BP"] // 1024))
-            group_norm_whole_kernel[(x.size(0) * num_groups,)](
-                x, y, mean, rstd, *shape, *_walk(x), *_dense(y), *factors, eps, ACT=activation, **whole, num_warps=warps
-            )
+        one = None if moments is not None else _in_one_launch(x, num_groups)
+        if one is not None:
+            kernel, options = one
+            kernel[(x.size(0) * num_groups,)](x, y, mean, rstd, *common, ACT=activation, **options)
         else:
-            tile, grid = _tiles(x)
-            if moments is None:
-                _statistics(x, mean, rstd, lost, None, None, shape, factors, eps, num_groups, tile, grid)
-            else:
-                lost = None
-            group_norm_apply_kernel[grid](
-                x, y, mean, rstd, lost, *shape, *_walk(x), *_dense(y), *factors, *tile[:2], ACT=activation, **tile[2]
-            )
+            tiles = cut(x, num_groups)
+            parts, pivots = (moments, None) if moments is not None else _statistics(x, num_groups, tiles)
+            group_norm_apply_kernel[(tiles.programs,)](
+                x, y, mean, rstd, parts, pivots, parts.size(-2) if pivots is not None else 1, *common, ACT=activation,
+                **tiles.of(group_norm_apply_kernel),
+            )  # fmt: skip
     return y, mean, rstd
 
 
 def group_norm_factors(x, num_groups, weight, bias, eps, scale, shift):
     """The gain and offset of every image and channel."""
-    gain, offset = (_statistic(x, x.size(1)) for _ in range(2))
-    mean, rstd, lost = (_statistic(x, num_groups) for _ in range(3))
+    gain, offset = (statistic(x, x.size(1)) for _ in range(2))
     if x.size(0) * x.size(1) > 0:
-        shape, factors = _shape(x, num_groups), _factors(weight, bias, scale, shift)
         with torch.cuda.device_of(x):
-            _statistics(x, mean, rstd, lost, gain, offset, shape, factors, eps, num_groups, *_tiles(x))
+            tiles = cut(x, num_groups)
+            parts, pivots = _parts(x, num_groups, tiles)
+            group_norm_factors_kernel[(x.size(0) * num_groups,)](
+                parts, pivots, gain, offset, tiles.parts, *shape_of(x, num_groups),
+                *factors_of(weight, bias, scale, shift), eps, **tiles.of(group_norm_factors_kernel) | {"PB": ALONE},
+            )  # fmt: skip
     return gain, offset
 
 
-def group_norm_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
-    """The gradient of x, and per image and channel the sums of dz and of dz times the normalised x."""
-    dx = torch.empty_like(x, memory_format=memory_format(x))
-    sum_dz, sum_dz_xhat = (_statistic(x, x.size(1)) for _ in range(2))
-    if x.size(0) * x.size(1) == 0:
-        return dx, sum_dz, sum_dz_xhat
-    shape, factors = _shape(x, num_groups), _factors(weight, bias, scale, shift)
-    level, slope = (_statistic(x, num_groups) for _ in range(2))
-    with torch.cuda.device_of(x):
-        tile, grid = _tiles(x, grad)
-        parts = [mean.new_empty(x.size(0), x.size(1), tile[1]) for _ in range(2)]
-        walks = *_walk(x, grad), *_walk(grad, x)
-        group_norm_gradient_sums_kernel[grid](
-            grad, x, *parts, mean, rstd, *shape, *walks, *factors, *tile[:2], ACT=activation, **tile[2]
-        )
-        channels = x.size(1) // num_groups
-        blocks = {"BD": min(64, triton.next_power_of_2(channels)), "BS": min(64, triton.next_power_of_2(tile[1]))}
-        group_norm_sums_kernel[(x.size(0) * num_groups,)](
-            *parts, rstd, sum_dz, sum_dz_xhat, level, slope, *shape, *factors, tile[1], **blocks
-        )
-        group_norm_gradient_kernel[grid](
-            grad, x, dx, mean, rstd, level, slope, *shape, *walks, *_dense(dx), *factors, *tile[:2], ACT=activation,
-            **tile[2],
-        )  # fmt: skip
-    return dx, sum_dz, sum_dz_xhat
-
-
-def _statistics(x, mean, rstd, lost, gain, offset, shape, factors, eps, num_groups, tile, grid):
-    parts = [mean.new_empty(x.size(0), x.size(1), tile[1]) for _ in range(2)]
-    group_norm_statistics_kernel[grid](x, *parts, *shape, *_walk(x), *tile[:2], **tile[2])
-    group_norm_finish_kernel[(x.size(0) * num_groups,)](
-        x, *parts, mean, rstd, lost, gain, offset, *shape, *_walk(x), *factors, eps, *tile[:2], BLOCK=PARTS
-    )
-
-
-def _statistic(x, n):
-    return x.new_empty(x.size(0), n, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _shape(x, num_groups):
-    return x.size(1), x.size(1) // num_groups, math.prod(x.shape[2:])
-
-
-def _factors(weight, bias, scale, shift):
-    """The factors, and how far apart their values are: of weight and bias by channel, of the others by image, too."""
-    by_channel = [0 if t is None else t.stride(-1) for t in (weight, bias, scale, shift)]
-    return weight, bias, scale, shift, *by_channel, *(0 if t is None else t.stride(0) for t in (scale, shift))
-
-
-def _walk(x, other=None):
-    """Strides by image, channel and pixel, with sizes and strides of the pixels where one stride does not do."""
-    stride = _pixel_stride(x)
-    if stride is not None and (other is None or _pixel_stride(other) is not None):
-        return x.stride(0), x.stride(1), stride, None, None
-    return x.stride(0), x.stride(1), 0, tuple(x.shape[:1:-1]), tuple(x.stride()[:1:-1])
-
-
-def _pixel_stride(x):
-    axes = [d for d in range(2, x.dim()) if x.size(d) > 1]
-    if all(x.stride(d) == x.stride(e) * x.size(e) for d, e in pairwise(axes)):
-        return x.stride(axes[-1]) if axes else 1
+def _in_one_launch(x, num_groups):
+    """The kernel in which a program takes a whole group, with its constants; None where that does not do."""
+    pixels, channels = math.prod(x.shape[2:]), x.size(1) // num_groups
+    if pixels == 0:
+        return None
+    BC, BP = triton.next_power_of_2(channels), triton.next_power_of_2(pixels)
+    if BC * BP <= WHOLE:
+        return group_norm_whole_kernel, {"BC": BC, "BP": BP, "num_warps": min(16, max(1, BC * BP // 1024))}
+    lies_together = walk(x)[2] == 1 and (x.stride(1) == pixels or channels == 1)
+    few = channels * pixels * x.element_size() <= LOOPED_BYTES
+    if lies_together and few and x.size(0) * num_groups >= LOOPED:
+        BP = min(BP, LOOPED_TILE)
+        return group_norm_looped_kernel, {"BC": min(BC, LOOPED_TILE // BP), "BP": BP, "num_warps": 8}
     return None
 
 
-def _dense(y):
-    return y.stride(0), y.stride(1), y.size(1) if memory_format(y) is torch.channels_last else 1
+def _parts(x, num_groups, tiles):
+    """The moments of every part of every group, which are of x less the group's pivot."""
+    parts, pivots = statistic(x, num_groups, tiles.parts, 2), statistic(x, num_groups)
+    group_norm_statistics_kernel[(tiles.programs,)](
+        x, parts, pivots, *shape_of(x, num_groups), *walk(x), **tiles.of(group_norm_statistics_kernel)
+    )
+    return parts, pivots
 
 
-def _tiles(x, grad=None):
-    """((pixels of a slice, slices, block sizes), grid): tiles follow what lies side by side in x."""
-    C, pixels = x.size(1), math.prod(x.shape[2:])
-    size = TILE_BYTES // x.element_size() // (1 if grad is None else 2)
-    if memory_format(x) is torch.channels_last or pixels == 1:
-        BC = min(triton.next_power_of_2(C), max(16, 128 // x.element_size()))
-        BP = min(triton.next_power_of_2(max(pixels, 1)), size // BC)
-    else:
-        BP = min(triton.next_power_of_2(max(pixels, 1)), size)
-        BC = min(triton.next_power_of_2(C), size // BP)
-    columns = x.size(0) * triton.cdiv(C, BC)
-    piece = BP * max(1, triton.cdiv(columns * pixels, BP * PROGRAMS))
-    slices = max(1, triton.cdiv(pixels, piece))
-    return (piece, slices, {"BC": BC, "BP": BP}), (columns * slices,)
-
-
-@triton.jit
-def _place(i, stride, sizes, strides):
-    at = i * stride
-    if sizes is not None:
-        at = tl.zeros_like(i)
-        for d in tl.static_range(len(sizes)):
-            at += i % sizes[d] * strides[d]
-            i //= sizes[d]
-    return at
-
-
-@triton.jit
-def _pivot(x, b, g, D, pixels, x_b, x_c, x_p, sizes, strides):
-    """The mean of eight values from all over the groups g (any shape): statistics are of x less this."""
-    there = g * 0 + pixels > 0
-    total = to_compute(tl.load(x + b * x_b + g * D * x_c, mask=there, other=0))
-    for i in tl.static_range(1, 8):
-        at = (g * D + D * i // 8) * x_c + _place(g * 0 + pixels.to(tl.int64) * i // 8, x_p, sizes, strides)
-        total += to_compute(tl.load(x + b * x_b + at, mask=there, other=0))
-    return total * 0.125
-
-
-@triton.jit
-def _affine(b, c, inside, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b):
-    """(xhat * weight + bias) * (1 + scale) + shift = xhat * gain + offset"""
-    gain = tl.zeros_like(like) + 1
-    offset = tl.zeros_like(like)
-    if weight is not None:
-        gain = to_compute(tl.load(weight + c * w_c, mask=inside, other=0)).to(like.dtype)
-    if bias is not None:
-        offset += to_compute(tl.load(bias + c * b_c, mask=inside, other=0)).to(like.dtype)
-    if scale is not None:
-        s = 1 + to_compute(tl.load(scale + b * s_b + c * s_c, mask=inside, other=0)).to(like.dtype)
-        gain *= s
-        offset *= s
-    if shift is not None:
-        offset += to_compute(tl.load(shift + b * t_b + c * t_c, mask=inside, other=0)).to(like.dtype)
-    return gain, offset
-
-
-@triton.jit
-def _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b):
-    """The groups of the channels c of image b, and their center, gain and offset: z = (x - center) * gain + offset"""
-    unit = b * (C // D) + tl.where(c < C, c, 0) // D
-    center = tl.load(mean + unit)
-    gain, offset = _affine(b, c, c < C, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    return unit, (center, gain * tl.load(rstd + unit), offset)
-
-
-@triton.jit
-def _tile(C, slices, BC: tl.constexpr, BACKWARDS: tl.constexpr):
-    """The image, the channels and the slice of this program; backwards, so that what was read last is read first."""
-    i = tl.program_id(0)
-    if BACKWARDS:
-        i = tl.num_programs(0) - 1 - i
-    blocks = tl.cdiv(C, BC)
-    c = i // slices % blocks * BC + tl.arange(0, BC)
-    return (i // slices // blocks).to(tl.int64), c.to(tl.int64), (i % slices).to(tl.int64)
+def _statistics(x, num_groups, tiles):
+    """The same, as many of them as a program merges in front of its tile."""
+    parts, pivots = _parts(x, num_groups, tiles)
+    if tiles.in_front:
+        return parts, pivots
+    merged = statistic(x, num_groups, 1, 2)
+    group_norm_merge_kernel[(x.size(0) * num_groups,)](
+        parts, merged, tiles.parts, *shape_of(x, num_groups)[1:], **tiles.of(group_norm_merge_kernel) | {"PB": ALONE}
+    )
+    return merged, pivots
 
 
 @triton.jit
@@ -218,7 +135,7 @@ def group_norm_whole_kernel(
     c = tl.arange(0, BC).to(tl.int64)
     i = tl.arange(0, BP).to(tl.int64)
     inside = (c < D)[:, None] & (i < pixels)[None, :]
-    at = b * x_b + ((g * D + c) * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
+    at = b * x_b + ((g * D + c) * x_c)[:, None] + place(i, x_p, sizes, strides)[None, :]
     pivot = to_compute(tl.load(x + b * x_b + g * D * x_c))
     d = tl.where(inside, to_compute(tl.load(x + at, mask=inside, other=0)) - pivot, 0)
     share = tl.full((), 1, d.dtype) / (D * pixels)
@@ -228,7 +145,7 @@ def group_norm_whole_kernel(
     tl.store(mean + unit, pivot + pivot_mean)
     tl.store(rstd + unit, r)
     like = tl.zeros((BC,), d.dtype)
-    gain, offset = _affine(b, g * D + c, c < D, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+    gain, offset = affine(b, g * D + c, c < D, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
     z = d * (gain * r)[:, None] + offset[:, None]
     v = activate(z, tl.full((1, 1), 0.2, z.dtype), ACT)
     at = b * y_b + ((g * D + c) * y_c)[:, None] + (i * y_p)[None, :]
@@ -236,102 +153,15 @@ def group_norm_whole_kernel(
 
 
 @triton.jit
-def group_norm_statistics_kernel(
-    x, part_mean, part_m2, C, D, pixels, x_b, x_c, x_p, sizes, strides, piece, slices,
-    BC: tl.constexpr, BP: tl.constexpr,
+def _normalise(
+    x, y, b, c, has, first, last, pixels, center, gain, offset, x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p,
+    ACT: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Mean and centred sum of squares of x - pivot over a slice of the pixels, of every channel (Welford 1962)."""
-    b, c, s = _tile(C, slices, BC, False)
-    pivot = _pivot(x, b, tl.where(c < C, c, 0) // D, D, pixels, x_b, x_c, x_p, sizes, strides)
-    mean = tl.zeros((BC, BP), pivot.dtype)
-    m2 = tl.zeros((BC, BP), pivot.dtype)
-    n = tl.zeros((1, BP), pivot.dtype)
-    for start in range(0, piece, BP):
-        i = s * piece + start + tl.arange(0, BP)
-        inside = (i < pixels)[None, :]
-        at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-        v = to_compute(tl.load(x + at, mask=inside & (c < C)[:, None], other=0)) - pivot[:, None]
-        n += tl.where(inside, 1.0, 0.0).to(n.dtype)
-        d = tl.where(inside, v - mean, 0)
-        mean += d / tl.where(n > 0, n, 1)
-        m2 += d * (v - mean)
-    total = tl.sum(n, 1)
-    of_channel = tl.sum(mean * n, 1) / tl.where(total > 0, total, 1)
-    apart = mean - of_channel[:, None]
-    at = (b * C + c) * slices + s
-    tl.store(part_mean + at, of_channel, mask=c < C)
-    tl.store(part_m2 + at, tl.sum(m2 + apart * apart * n, 1), mask=c < C)
-
-
-@triton.jit
-def group_norm_finish_kernel(
-    x, part_mean, part_m2, mean, rstd, lost, gain, offset, C, D, pixels, x_b, x_c, x_p, sizes, strides,
-    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, eps: tl.float64, piece, slices, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The statistics of one group from its parts (Chan et al. 1979); where asked for, gain and offset of its channels.
-
-    Its mean is what is kept of it, plus `lost`.
-    """
-    unit = tl.program_id(0).to(tl.int64)
-    b, g = unit // (C // D), unit % (C // D)
-    pivot = _pivot(x, b, g + tl.zeros((1,), tl.int64), D, pixels, x_b, x_c, x_p, sizes, strides)
-    n = tl.zeros((BLOCK,), pivot.dtype)
-    total = tl.zeros((BLOCK,), pivot.dtype)
-    first = unit * D * slices
-    for start in range(0, D * slices, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        count = _count(i, D * slices, pixels, piece, slices).to(pivot.dtype)
-        n += count
-        total += count * tl.load(part_mean + first + i, mask=i < D * slices, other=0)
-    n_all = tl.maximum(tl.sum(n), 1)
-    about = tl.sum(total) / n_all
-    m2 = tl.zeros((BLOCK,), pivot.dtype)
-    for start in range(0, D * slices, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        apart = tl.load(part_mean + first + i, mask=i < D * slices, other=0) - about
-        m2 += tl.load(part_m2 + first + i, mask=i < D * slices, other=0)
-        m2 += _count(i, D * slices, pixels, piece, slices).to(pivot.dtype) * apart * apart
-    r = 1 / tl.sqrt(tl.sum(m2) / n_all + tl.full((1,), eps, pivot.dtype))
-    center = pivot + about
-    rest = (pivot - center) + about
-    one = unit + tl.zeros((1,), tl.int64)
-    tl.store(mean + one, center)
-    tl.store(rstd + one, r)
-    tl.store(lost + one, rest)
-    if gain is not None:
-        for start in range(0, D, BLOCK):
-            c = start + tl.arange(0, BLOCK)
-            like = tl.zeros((BLOCK,), pivot.dtype)
-            by, plus = _affine(b, g * D + c, c < D, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-            by *= r
-            tl.store(gain + unit * D + c, by, mask=c < D)
-            tl.store(offset + unit * D + c, (plus - rest * by) - center * by, mask=c < D)
-
-
-@triton.jit
-def _count(i, parts, pixels, piece, slices):
-    """The pixels that part i of a group was made of."""
-    left = pixels - i % slices * piece
-    return tl.where(i < parts, tl.maximum(tl.minimum(left, piece), 0), 0)
-
-
-@triton.jit
-def group_norm_apply_kernel(
-    x, y, mean, rstd, lost, C, D, pixels, x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p,
-    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, piece, slices,
-    ACT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """y = act((x - mean) * rstd * gain + offset)"""
-    b, c, s = _tile(C, slices, BC, True)
-    unit, (center, gain, offset) = _channels(
-        b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b
-    )
-    if lost is not None:
-        offset -= tl.load(lost + unit) * gain
-    for start in range(0, piece, BP):
-        i = s * piece + start + tl.arange(0, BP)
-        inside = (i < pixels)[None, :] & (c < C)[:, None]
-        at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
+    """y = act((x - center) * gain + offset) for the channels c and the pixels from first to last."""
+    for start in range(first, last, BP):
+        i = start + tl.arange(0, BP).to(tl.int64)
+        inside = (i < pixels)[None, :] & has[:, None]
+        at = b * x_b + (c * x_c)[:, None] + place(i, x_p, sizes, strides)[None, :]
         d = to_compute(tl.load(x + at, mask=inside, other=0)) - center[:, None]
         z = d * gain[:, None] + offset[:, None]
         v = activate(z, tl.full((1, 1), 0.2, z.dtype), ACT)
@@ -340,91 +170,142 @@ def group_norm_apply_kernel(
 
 
 @triton.jit
-def _dz(
-    grad, x, b, c, i, inside, x_b, x_c, x_p, sizes, strides, g_b, g_c, g_p, g_sizes, g_strides, k, ACT: tl.constexpr
-):
-    """dz and x - mean of a tile; k: center, gain and offset of its channels."""
-    at = b * x_b + (c * x_c)[:, None] + _place(i, x_p, sizes, strides)[None, :]
-    d = to_compute(tl.load(x + at, mask=inside, other=0)) - k[0][:, None]
-    at = b * g_b + (c * g_c)[:, None] + _place(i, g_p, g_sizes, g_strides)[None, :]
-    z = d * k[1][:, None] + k[2][:, None]
-    slope = derivative(z, tl.full((1, 1), 0.2, z.dtype), ACT)
-    return to_compute(tl.load(grad + at, mask=inside, other=0)) * slope, d
-
-
-@triton.jit
-def group_norm_gradient_sums_kernel(
-    grad, x, part_dz, part_dz_d, mean, rstd, C, D, pixels,
-    x_b, x_c, x_p, sizes, strides, g_b, g_c, g_p, g_sizes, g_strides,
-    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, piece, slices,
+def group_norm_looped_kernel(
+    x, y, mean, rstd, C, D, pixels, x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p,
+    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, eps: tl.float64,
     ACT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """The sums of dz and of dz * (x - mean) over a slice of the pixels, of every channel."""
-    b, c, s = _tile(C, slices, BC, False)
-    _, k = _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    dz_sum = tl.zeros((BC, BP), k[0].dtype)
-    dz_d_sum = tl.zeros((BC, BP), k[0].dtype)
-    for start in range(0, piece, BP):
-        i = s * piece + start + tl.arange(0, BP)
-        inside = (i < pixels)[None, :] & (c < C)[:, None]
-        dz, d = _dz(
-            grad, x, b, c, i, inside, x_b, x_c, x_p, sizes, strides, g_b, g_c, g_p, g_sizes, g_strides, k, ACT
-        )  # fmt: skip
-        dz_sum += dz
-        dz_d_sum += dz * d
-    at = (b * C + c) * slices + s
-    tl.store(part_dz + at, tl.sum(dz_sum, 1), mask=c < C)
-    tl.store(part_dz_d + at, tl.sum(dz_d_sum, 1), mask=c < C)
-
-
-@triton.jit
-def group_norm_sums_kernel(
-    part_dz, part_dz_d, rstd, sum_dz, sum_dz_xhat, level, slope, C, D, pixels,
-    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, slices, BD: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
-    """The sums of every channel of a group, and what its gradient subtracts: (x - mean) * slope + level."""
+    """Statistics and output of one group, which is one run of memory that is read twice."""
     unit = tl.program_id(0).to(tl.int64)
     b, g = unit // (C // D), unit % (C // D)
-    r = tl.load(rstd + unit)
-    of_group = tl.zeros((BD,), r.dtype)
-    of_group_d = tl.zeros((BD,), r.dtype)
-    for start in range(0, D, BD):
-        c = start + tl.arange(0, BD)
-        dz = tl.zeros((BD,), r.dtype)
-        dz_d = tl.zeros((BD,), r.dtype)
-        for s in range(0, slices, BS):
-            j = s + tl.arange(0, BS)
-            inside = (c < D)[:, None] & (j < slices)[None, :]
-            at = ((unit * D + c) * slices)[:, None] + j[None, :]
-            dz += tl.sum(tl.load(part_dz + at, mask=inside, other=0), 1)
-            dz_d += tl.sum(tl.load(part_dz_d + at, mask=inside, other=0), 1)
-        tl.store(sum_dz + unit * D + c, dz, mask=c < D)
-        tl.store(sum_dz_xhat + unit * D + c, dz_d * r, mask=c < D)
-        gain, _ = _affine(b, g * D + c, c < D, dz, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-        of_group += gain * dz
-        of_group_d += gain * dz_d
-    n = tl.maximum(D * pixels, 1).to(r.dtype)
-    tl.store(level + unit, tl.sum(of_group) * r / n)
-    tl.store(slope + unit, tl.sum(of_group_d) * r * r * r / n)
+    about = tl.sum(pivot(x, b, g + tl.zeros((1,), tl.int64), D, pixels, x_b, x_c, x_p, sizes, strides))
+    run, elements = x + b * x_b + g * D * x_c, D * pixels
+    of_lane = tl.zeros((BC * BP,), about.dtype)
+    m2 = tl.zeros((BC * BP,), about.dtype)
+    n = tl.full((), 0, about.dtype)
+    for start in range(0, elements, BC * BP):
+        i = start + tl.arange(0, BC * BP)
+        v = to_compute(tl.load(run + i, mask=i < elements, other=0)) - about
+        n += 1
+        d = tl.where(i < elements, v - of_lane, 0)
+        of_lane += d * (1 / n)
+        m2 += d * (v - of_lane)
+    rest = elements - (tl.cdiv(elements, BC * BP) - 1) * BC * BP  # lanes that had an element in every round
+    n_lane = tl.where(tl.arange(0, BC * BP) < rest, n, n - 1)
+    pivot_mean = tl.sum(of_lane * n_lane) / elements
+    apart = of_lane - pivot_mean
+    r = 1 / tl.sqrt(tl.sum(m2 + apart * apart * n_lane) / elements + tl.full((), eps, about.dtype))
+    center = about + pivot_mean
+    lost = (about - center) + pivot_mean
+    tl.store(mean + unit, center)
+    tl.store(rstd + unit, r)
+    for block in range(0, D, BC):
+        k = block + tl.arange(0, BC)
+        c, has = g * D + k, k < D
+        like = tl.zeros((BC,), about.dtype)
+        gain, offset = affine(b, c, has, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+        gain *= r
+        offset -= lost * gain
+        _normalise(
+            x, y, b, c, has, 0, pixels, pixels, like + center, gain, offset,
+            x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p, ACT, BP,
+        )  # fmt: skip
 
 
 @triton.jit
-def group_norm_gradient_kernel(
-    grad, x, dx, mean, rstd, level, slope, C, D, pixels,
-    x_b, x_c, x_p, sizes, strides, g_b, g_c, g_p, g_sizes, g_strides, y_b, y_c, y_p,
-    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, piece, slices,
-    ACT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+def group_norm_statistics_kernel(
+    x, parts, pivots, C, D, pixels, x_b, x_c, x_p, sizes, strides, groups, blocks, piece, slices,
+    ALIGN: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """dx = dz * gain - ((x - mean) * slope + level)"""
-    b, c, s = _tile(C, slices, BC, True)
-    unit, k = _channels(b, c, C, D, mean, rstd, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
-    of_level, of_slope = tl.load(level + unit), tl.load(slope + unit)
+    """Mean and variance of x - pivot over this program's part of each of its groups (Welford 1962)."""
+    b, block, s, c, has, unit, real, members = tile_of(C, D, groups, blocks, slices, ALIGN, BC, BG, False)
+    of_group = pivot(x, b, unit % (C // D), D, pixels, x_b, x_c, x_p, sizes, strides)
+    tl.store(pivots + unit, of_group, mask=real & (unit * 0 + block + s == 0))
+    about = by_channel(of_group, members)
+    mean = tl.zeros((BC, BP), about.dtype)
+    m2 = tl.zeros((BC, BP), about.dtype)
+    rounds = tl.full((), 0, about.dtype)
     for start in range(0, piece, BP):
         i = s * piece + start + tl.arange(0, BP)
-        inside = (i < pixels)[None, :] & (c < C)[:, None]
-        dz, d = _dz(
-            grad, x, b, c, i, inside, x_b, x_c, x_p, sizes, strides, g_b, g_c, g_p, g_sizes, g_strides, k, ACT
-        )  # fmt: skip
-        v = dz * k[1][:, None] - (d * of_slope[:, None] + of_level[:, None])
-        at = b * y_b + (c * y_c)[:, None] + (i * y_p)[None, :]
-        tl.store(dx + at, v.to(dx.dtype.element_ty), mask=inside)
+        inside = (i < pixels)[None, :]
+        at = b * x_b + (c * x_c)[:, None] + place(i, x_p, sizes, strides)[None, :]
+        v = to_compute(tl.load(x + at, mask=inside & has[:, None], other=0)) - about[:, None]
+        rounds += 1
+        d = tl.where(inside, v - mean, 0)
+        mean += d * (1 / rounds)
+        m2 += d * (v - mean)
+    n = tl.cdiv(pixels - s * piece - tl.arange(0, BP), BP)  # of a lane, which runs out of pixels, if at all, last
+    n = tl.maximum(tl.minimum(n, tl.cdiv(piece, BP)), 0).to(about.dtype)[None, :]
+    total = tl.maximum(tl.sum(n, 1), 1)
+    of_channel = tl.sum(mean * n, 1) / total
+    apart = mean - of_channel[:, None]
+    variance = tl.sum(m2 + apart * apart * n, 1) / total
+    channels = tl.maximum(by_group(tl.where(has, 1.0, 0.0).to(about.dtype), members), 1)
+    of_part = by_group(of_channel, members) / channels
+    off = of_channel - by_channel(of_part, members)
+    store_part(
+        parts, unit, real, block * slices + s, blocks * slices,
+        of_part, by_group(variance + off * off, members) / channels,
+    )  # fmt: skip
+
+
+@triton.jit
+def group_norm_merge_kernel(
+    parts, merged, count, D, pixels, piece, slices, BC: tl.constexpr, PB: tl.constexpr
+):  # fmt: skip
+    """All parts of one group as one."""
+    unit = tl.program_id(0).to(tl.int64) + tl.zeros((1,), tl.int64)
+    mean, variance = merge_moments(parts, unit, unit >= 0, count, D, pixels, piece, slices, BC, PB)
+    store_part(merged, unit, unit >= 0, 0, 1, mean, variance)
+
+
+@triton.jit
+def _finish(parts, pivots, unit, real, count, D, pixels, eps, piece, slices, BC: tl.constexpr, PB: tl.constexpr):
+    """Of every group the mean, in two numbers, the first of which is what is kept of it, and rstd."""
+    mean, variance = merge_moments(parts, unit, real, count, D, pixels, piece, slices, BC, PB)
+    about = mean * 0
+    if pivots is not None:
+        about = tl.load(pivots + unit, mask=real, other=0)
+    center = about + mean
+    return center, (about - center) + mean, 1 / tl.sqrt(variance + tl.full((1,), eps, mean.dtype))
+
+
+@triton.jit
+def group_norm_factors_kernel(
+    parts, pivots, gain, offset, count, C, D, pixels, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b,
+    eps: tl.float64, piece, slices, BC: tl.constexpr, PB: tl.constexpr,
+):  # fmt: skip
+    """Gain and offset of the channels of one group: y = x * gain + offset"""
+    unit = tl.program_id(0).to(tl.int64) + tl.zeros((1,), tl.int64)
+    center, lost, r = _finish(parts, pivots, unit, unit >= 0, count, D, pixels, eps, piece, slices, BC, PB)
+    b, g = tl.program_id(0).to(tl.int64) // (C // D), tl.program_id(0).to(tl.int64) % (C // D)
+    for start in range(0, D, PB):
+        k = start + tl.arange(0, PB)
+        c = g * D + k
+        like = tl.zeros((PB,), center.dtype)
+        by, plus = affine(b, c, k < D, like, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+        by *= r
+        tl.store(gain + b * C + c, by, mask=k < D)
+        tl.store(offset + b * C + c, (plus - lost * by) - center * by, mask=k < D)
+
+
+@triton.jit
+def group_norm_apply_kernel(
+    x, y, mean, rstd, parts, pivots, count, C, D, pixels, x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p,
+    weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b, eps: tl.float64, groups, blocks, piece, slices,
+    ACT: tl.constexpr, ALIGN: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BG: tl.constexpr, PB: tl.constexpr,
+):  # fmt: skip
+    """y = act((x - mean) * rstd * gain + offset), of what the parts of the groups come to."""
+    b, block, s, c, has, unit, real, members = tile_of(C, D, groups, blocks, slices, ALIGN, BC, BG, True)
+    center, lost, r = _finish(parts, pivots, unit, real, count, D, pixels, eps, piece, slices, BC, PB)
+    leads = real & (unit * 0 + block + s == 0)
+    tl.store(mean + unit, center, mask=leads)
+    tl.store(rstd + unit, r, mask=leads)
+    center = by_channel(center, members)
+    gain, offset = affine(b, c, has, center, weight, bias, scale, shift, w_c, b_c, s_c, t_c, s_b, t_b)
+    gain *= by_channel(r, members)
+    offset -= by_channel(lost, members) * gain
+    _normalise(
+        x, y, b, c, has, s * piece, s * piece + piece, pixels, center, gain, offset,
+        x_b, x_c, x_p, sizes, strides, y_b, y_c, y_p, ACT, BP,
+    )  # fmt: skip
