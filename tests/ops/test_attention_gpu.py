@@ -148,9 +148,10 @@ def sanitized_program(sanitizer):
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 @pytest.mark.parametrize("dtype", ["bf16", "f32"])
-def test_sanitizers_find_nothing(sanitizer, dtype):
+@pytest.mark.parametrize("head_dims", [(40, 72), pytest.param((160, 200, 264, 512), marks=pytest.mark.slow)], ids=str)
+def test_sanitizers_find_nothing(sanitizer, dtype, head_dims):
     program = sanitized_program(sanitizer)
-    for head_dim in (40, 72):
+    for head_dim in head_dims:
         printed, said = simulator.run_program(program, dtype, head_dim, order="random")
         assert printed == "ran\n"
         assert simulator.found_nothing(said), said
