@@ -67,14 +67,15 @@ struct Nothing {
 
 // acc[rows][V vectors] += sum over steps of t[rows] * u[V vectors]; u is [step][V * L].
 template <class E, class Rows, int R, int V, class T = typename E::T, class OnChunk = Nothing>
-INLINE void accumulate(const T* t, const T* u, int64_t steps, Vec<T> (&acc)[R][V], const OnChunk& on_chunk = {}) {
+INLINE void accumulate(const T* t, const T* u, int64_t steps, Vec<T> (&acc)[R][V], const OnChunk& on_chunk = {},
+                       const Rows rows = {}) {
   constexpr int L = kLanes<T>;
   const auto step = [&](int k) __attribute__((always_inline)) {
     Vec<T> w[V];
-    UNROLL(2) for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
+    UNROLL(6) for (int v = 0; v < V; ++v) w[v] = load(u + v * L);
     UNROLL(12)
     for (int r = 0; r < R; ++r)
-      UNROLL(2) for (int v = 0; v < V; ++v) acc[r][v] = E::dot(acc[r][v], w[v], t[r * Rows::kRow + k * Rows::kStep]);
+      UNROLL(6) for (int v = 0; v < V; ++v) acc[r][v] = E::dot(acc[r][v], w[v], t[r * rows.kRow + k * Rows::kStep]);
     u += V * L;
   };
   for (int64_t c = 0; c < steps / L; ++c, t += Rows::kChunk) {

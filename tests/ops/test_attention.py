@@ -82,6 +82,24 @@ def test_instruction_sets(capability, mask, dtype):
     check_all(q, k, v, m, causal=True, backend="cpu")
 
 
+# No mask, float and few keys, which fill their vectors: whole tiles of queries and rests, panels of unlike widths.
+FEW_KEYS = [(2, 4, 2, 131, 77, 80), (1, 2, 2, 64, 16, 512), (1, 1, 1, 70, 160, 208), (3, 2, 1, 66, 31, 64)]
+
+
+@needs_cpu
+@pytest.mark.parametrize("shape", FEW_KEYS, ids=str)
+def test_few_keys(capability, shape):
+    q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in make(*shape))
+    check_all(q, k, v, backend="cpu")
+    threads = torch.get_num_threads()
+    y = ops.attention(q, k, v, backend="cpu")
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        assert torch.equal(y, ops.attention(q, k, v, backend="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+
+
 # What a mask of each shape is for, against q (2, 4, 37, D) and k (2, 4, 45, D).
 MASKS = {
     "keys": (45,),

@@ -122,8 +122,9 @@ def test_each_alone(with_rotary, with_k, with_q, backend, device):
 
 
 @needs_cpu
-def test_norms_where_keys_are_not_the_queries():
-    check(ours(), reference(), *make(1, 2, 2, 50, 40, Lk=77))
+@pytest.mark.parametrize("shape", [(1, 2, 2, 50, 40), (1, 4, 2, 71, 64)], ids=str)
+def test_norms_where_keys_are_not_the_queries(shape):
+    check(ours(), reference(), *make(*shape, Lk=77))
 
 
 # Of angles, against q (2, 4, 9, 8) and k (2, 4, 9, 8).

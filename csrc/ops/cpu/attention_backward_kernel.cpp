@@ -11,7 +11,7 @@ namespace {
 template <class S>
 class AttentionGradients : AttentionBackward<S> {
   using Base = AttentionBackward<S>;
-  using Base::L, Base::kPanel, Base::kKeys, Base::kQueries, Base::p, Base::steps, Base::chunks, Base::at;
+  using Base::L, Base::kPanel, Base::kKeys, Base::kQueries, Base::p, Base::steps, Base::chunks;
   using typename Base::E, typename Base::T, typename Base::Queries, typename Base::Keys, typename Base::Weight;
 
   const int64_t width, parts;  // of a row of dk and dv: head_dim in whole vectors
@@ -77,14 +77,15 @@ class AttentionGradients : AttentionBackward<S> {
     std::memset(w.dv, 0, (end - begin) * width * sizeof(T));
     for (int64_t k0 = begin, block = 0; k0 < end; k0 += kKeys, ++block) {
       Base::load_keys(w.keys, block, b, kv_head, k0, min(kKeys, end - k0));
-      pack_steps<E>(at(p.k, b, kv_head, k0), p.k.row_stride, w.keys.n, p.head_dim, w.k_steps + block * steps_size);
+      pack_steps<E>(row_of<S>(p.k, b, kv_head, k0), p.k.row_stride, w.keys.n, p.head_dim,
+                    w.k_steps + block * steps_size);
     }
     const int64_t heads = p.heads / p.kv_heads;
     for (int64_t h = kv_head * heads; h < (kv_head + 1) * heads; ++h)
       for (int64_t first = 0; first < p.q_len; first += kQueries) {
         Base::load_queries(w.q, b, h, first);
-        pack_panels(at(p.q, b, h, first), p.q.row_stride, w.q.n, w.q_rows);
-        pack_panels(at(p.grad, b, h, first), p.grad.row_stride, w.q.n, w.grad_rows);
+        pack_panels(row_of<S>(p.q, b, h, first), p.q.row_stride, w.q, w.q_rows);
+        pack_panels(row_of<S>(p.grad, b, h, first), p.grad.row_stride, w.q, w.grad_rows);
         std::memset(w.dq, 0, kQueries * p.head_dim * sizeof(T));
         for (int64_t k0 = begin, block = 0; k0 < end && Base::seen(first, w.q.n, k0); k0 += kKeys, ++block) {
           w.keys.select(block, k0, min(kKeys, end - k0));
@@ -139,28 +140,9 @@ class AttentionGradients : AttentionBackward<S> {
     return &gradient_tile<V, R>;
   }
 
-  // Rows as the vectors of a sum over them: [panel of head_dim][step][its vectors], zeros past the last row.
-  void pack_panels(const S* x, int64_t row_stride, int64_t n, T* to) const {
-    const int64_t query_steps = ceil_div(n, kPanel) * kPanel / E::kPair;
-    for (int64_t d = 0; d < width; d += kPanel, to += kQueries / E::kPair * kPanel) {
-      const int64_t vectors = width - d > L ? 2 : 1;
-      for (int64_t i = 0; i < query_steps; ++i)
-        for (int64_t v = 0; v < vectors; ++v)
-          store(to + (i * vectors + v) * L, step_of_rows(x, row_stride, n, i * E::kPair, d + v * L));
-    }
-  }
-  INLINE Vec<T> step_of_rows(const S* x, int64_t row_stride, int64_t n, int64_t i, int64_t d) const {
-#if defined(__AVX512BF16__)
-    if constexpr (E::kPair == 2) {
-      const __mmask16 m = p.head_dim - d >= L ? 0xffff : (1u << (p.head_dim - d)) - 1;
-      const auto half = [&](int64_t row) {
-        return row < n ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + row * row_stride + d))
-                       : _mm512_setzero_si512();
-      };
-      return (Vec<T>)_mm512_or_si512(half(i), _mm512_slli_epi32(half(i + 1), 16));
-    }
-#endif
-    if constexpr (E::kPair == 1) return i < n ? load(x + i * row_stride + d, p.head_dim - d) : Vec<T>{};
+  void pack_panels(const S* x, int64_t row_stride, const Queries& q, T* to) const {
+    for (int64_t d = 0; d < width; d += kPanel, to += kQueries / E::kPair * kPanel)
+      pack_panel<E>(x, row_stride, q.n, p.head_dim, d, width - d > L ? 2 : 1, q.panels * kPanel / E::kPair, to);
   }
 
   void store_dq(const Scratch& w, int64_t part) const {
@@ -174,19 +156,15 @@ class AttentionGradients : AttentionBackward<S> {
                        dq_parts + (((part * p.batch + w.q.b) * p.heads + w.q.h) * p.q_len + query) * p.head_dim,
                        p.head_dim);
       else
-        store_lanes<2>(dq, factors, n, p.head_dim, row_of(p.dq, w.q.b, w.q.h, query), p.dq.row_stride);
+        store_lanes<2>(dq, factors, n, p.head_dim, row_of<S>(p.dq, w.q.b, w.q.h, query), p.dq.row_stride);
     }
-  }
-
-  static S* row_of(const AttentionOutput& t, int64_t b, int64_t h, int64_t row) {
-    return static_cast<S*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
   }
 
   void store_rows(const T* rows, int64_t begin, int64_t end, T factor, const AttentionOutput& to, int64_t b,
                   int64_t h) const {
     for (int64_t k = begin; k < end; ++k, rows += width)
       for (int64_t d = 0; d < p.head_dim; d += L)
-        store(row_of(to, b, h, k) + d, load(rows + d) * factor, p.head_dim - d);
+        store(row_of<S>(to, b, h, k) + d, load(rows + d) * factor, p.head_dim - d);
   }
 
   void sum_parts() const {
@@ -198,7 +176,7 @@ class AttentionGradients : AttentionBackward<S> {
           for (int64_t part = 0; part < parts; ++part)
             total += load(dq_parts + (part * rows + row) * p.head_dim + d, p.head_dim - d);
           const int64_t head = row / p.q_len;
-          store(row_of(p.dq, head / p.heads, head % p.heads, row % p.q_len) + d, total * T(p.scale), p.head_dim - d);
+          store(row_of<S>(p.dq, head / p.heads, head % p.heads, row % p.q_len) + d, total * T(p.scale), p.head_dim - d);
         }
     });
   }

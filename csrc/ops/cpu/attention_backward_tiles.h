@@ -29,11 +29,6 @@ class AttentionBackward {
   explicit AttentionBackward(const AttentionParams& p)
       : p(p), steps(steps_of<E>(p.head_dim)), chunks(ceil_div(steps, L)), scale(T(p.scale * kLog2e)) {}
 
-  template <class Input>
-  static const S* at(const Input& t, int64_t b, int64_t h, int64_t row) {
-    return static_cast<const S*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
-  }
-
   bool seen(int64_t first_query, int64_t queries, int64_t first_key) const {
     return !p.causal || first_key <= first_query + queries - 1 + p.k_len - p.q_len;
   }
@@ -90,9 +85,9 @@ class AttentionBackward {
 
   void load_queries(Queries& w, int64_t b, int64_t h, int64_t first) const {
     w.b = b, w.h = h, w.first = first, w.n = min(kQueries, p.q_len - first), w.panels = ceil_div(w.n, kPanel);
-    const S* q = at(p.q, b, h, first);
-    const S* grad = at(p.grad, b, h, first);
-    const S* out = at(p.out, b, h, first);
+    const S* q = row_of<S>(p.q, b, h, first);
+    const S* grad = row_of<S>(p.grad, b, h, first);
+    const S* out = row_of<S>(p.out, b, h, first);
     const T* lse = static_cast<const T*>(p.lse) + (b * p.heads + h) * p.q_len + first;
     for (int64_t panel = 0, i = 0; i < w.n; ++panel, i += kPanel) {
       pack_lanes<E, 2>(q + i * p.q.row_stride, p.q.row_stride, w.n - i, p.head_dim, w.q + panel * steps * kPanel);
@@ -122,8 +117,8 @@ class AttentionBackward {
 
   void load_keys(Keys& w, int64_t block, int64_t b, int64_t kv_head, int64_t first, int64_t n) const {
     w.select(block, first, n);
-    pack_rows<E>(at(p.k, b, kv_head, first), p.k.row_stride, n, p.head_dim, w.k);
-    pack_rows<E>(at(p.v, b, kv_head, first), p.v.row_stride, n, p.head_dim, w.v);
+    pack_rows<E>(row_of<S>(p.k, b, kv_head, first), p.k.row_stride, n, p.head_dim, w.k);
+    pack_rows<E>(row_of<S>(p.v, b, kv_head, first), p.v.row_stride, n, p.head_dim, w.v);
   }
 
   // Of one panel: P and dS, handed over as on_vector(key, vector, P, dS); dS also goes to keys.ds in the product's

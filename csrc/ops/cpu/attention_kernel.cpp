@@ -1,6 +1,4 @@
-#include "attention_rows_tile.h"
-#include "attention_tiles.h"
-#include "common/parallel.h"
+#include "attention_few_keys.h"
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
@@ -16,7 +14,7 @@ class AttentionForward {
   static constexpr int L = kLanes<T>, kPanel = 2 * L;
   static constexpr int64_t kKeys = kMostKeys, kKeyBytes = 512 << 10;            // of a block, K and V together
   static constexpr int64_t kQueries = 2048, kQueryElements = int64_t{1} << 19;  // while the threads have enough to do
-  static constexpr int64_t kSeenBytes = 2 << 20;  // what a block of queries sees of all keys
+  static constexpr int64_t kSeenBytes = 2 << 20;  // what a mask lets a block of queries see of all keys
 
   const AttentionParams& p;
   const AttentionRows &q_rows, &k_rows;
@@ -33,10 +31,10 @@ class AttentionForward {
         chunks(ceil_div(steps, L)),
         key_block(key_block_for(p.k_len, p.head_dim)),
         seen_keys(kMostSeenKeys / key_block * key_block),
-        seen_runs(hides_scores() ? max<int64_t>(1, ceil_div(p.k_len, seen_keys)) : 0),
+        seen_runs(is_masked() ? max<int64_t>(1, ceil_div(p.k_len, seen_keys)) : p.causal),
         scale(T(p.scale * kLog2e)) {
     int64_t panels = min(kQueries, kQueryElements / p.head_dim) / kPanel;
-    if (hides_scores()) panels = min(panels, kSeenBytes / (seen_runs * kSeenOfPanel * int64_t(sizeof(SeenBits))));
+    if (is_masked()) panels = min(panels, kSeenBytes / (seen_runs * kSeenOfPanel * int64_t(sizeof(SeenBits))));
     const int64_t most = max<int64_t>(1, panels) * kPanel;
     query_block = min(most, round_up(p.q_len, kPanel));
     while (query_block > 2 * kPanel && num_threads() > 1 && items() < 4 * num_threads())
@@ -51,14 +49,14 @@ class AttentionForward {
       for (int64_t item; (item = claim()) < n;) {
         const Place here = place(item), next = place(min(n - 1, item + num_threads()));  // most likely
         const int64_t mask = here.b * p.mask.batch_stride + here.h * p.mask.head_stride;
-        run_block(scratch, here, next, here.first == seen_from && mask == seen_mask);
+        run_block(scratch, here, next, is_masked() && here.first == seen_from && mask == seen_mask);
         seen_from = here.first, seen_mask = mask;
       }
     });
   }
 
  private:
-  bool hides_scores() const { return p.mask.kind == AttentionMaskKind::boolean || p.causal; }
+  bool is_masked() const { return p.mask.kind == AttentionMaskKind::boolean; }
   int64_t items() const { return p.batch * p.heads * ceil_div(p.q_len, query_block); }
 
   // Keys are cut into equal blocks of whole groups; few keys are one block.
@@ -79,7 +77,7 @@ class AttentionForward {
     T* q;                        // [panel][step][kPanel]
     T* o;                        // [panel][head_dim][kPanel]
     S* rows;                     // [row][head_dim]: of q or k, normalised and rotated, where they are
-    SeenBits* seen;              // [run of blocks of keys][panel][kSeenOfPanel]
+    SeenBits* seen;              // [run of blocks of keys][panel][kSeenOfPanel]; without a mask of the last run alone
 
     explicit Scratch(const AttentionForward& a) {
       const int64_t panels = a.query_block / kPanel, keys = round_up(a.key_block, 2);
@@ -119,14 +117,15 @@ class AttentionForward {
   void run_block(const Scratch& w, const Place& place, const Place& next, bool sees) const {
     const auto& [b, h, first, kv_head] = place;
     const int64_t n = min(query_block, p.q_len - first), panels = ceil_div(n, kPanel);
-    const S* q = at(p.q, b, h, first);
-    const S* k = at(p.k, b, kv_head, 0);
-    const S* v = at(p.v, b, kv_head, 0);
+    const S* q = row_of<S>(p.q, b, h, first);
+    const S* k = row_of<S>(p.k, b, kv_head, 0);
+    const S* v = row_of<S>(p.v, b, kv_head, 0);
     const int64_t seen = max<int64_t>(0, ScoreMask<T, 1>(p, b, h, first + n - 1).end());  // by any query of the block
     int64_t k0 = 0;
     do {  // once at least: without keys the output is 0
       const int64_t keys = min(key_block, p.k_len - k0);
-      const Rows k_in = prepare(k_rows, {k + k0 * p.k.row_stride, p.k.row_stride}, keys, b, kv_head, k0, w.rows);
+      const RowsAt<S> k_in =
+          prepare<S>(k_rows, {k + k0 * p.k.row_stride, p.k.row_stride}, keys, p.head_dim, b, kv_head, k0, w.rows);
       pack_rows<E>(k_in.p, k_in.stride, keys, p.head_dim, w.k);
       pack_steps<E>(v + k0 * p.v.row_stride, p.v.row_stride, keys, p.head_dim, w.v);
       const bool last = k0 + keys >= seen;
@@ -134,7 +133,7 @@ class AttentionForward {
       const int64_t groups = RowGroups(keys).count, parts = RowGroups(p.head_dim).count;
       const auto& [next_b, next_h, next_first, next_kv_head] = last ? next : place;
       const auto next_rows = [&](const auto& x) {
-        const S* const from = at(x, next_b, next_kv_head, next_k0);
+        const S* const from = row_of<S>(x, next_b, next_kv_head, next_k0);
         return RowsToCome<const S>(from, x.row_stride, next_keys, p.head_dim, panels * groups);
       };
       RowsToCome<const S> next_k = next_rows(p.k), next_v = next_rows(p.v);
@@ -142,7 +141,7 @@ class AttentionForward {
         const int64_t query = first + panel * kPanel, later = min(n, (panel + 1) * kPanel);
         RowsToCome<const S> next_q(q + later * p.q.row_stride, p.q.row_stride,
                                    k0 == 0 ? min<int64_t>(kPanel, n - later) : 0, p.head_dim, groups);
-        RowsToCome<S> out(at(p.out, b, h, query), p.out.row_stride, last ? rows : 0, p.head_dim, parts);
+        RowsToCome<S> out(row_of<S>(p.out, b, h, query), p.out.row_stride, last ? rows : 0, p.head_dim, parts);
         if (k0 == 0) begin<V>(w, panel, b, h, query, rows);
         const ScoreMask<T, V> mask(p, b, h, query), next_mask(p, b, h, query + kPanel);
         attend<V>(
@@ -154,21 +153,10 @@ class AttentionForward {
     } while (k0 < seen);
   }
 
-  struct Rows {
-    const S* p;
-    int64_t stride;
-  };
-
-  // n rows from `first` of head h, normalised and rotated in `to` where they are to be: once for all that read them.
-  Rows prepare(const AttentionRows& how, Rows x, int64_t n, int64_t b, int64_t h, int64_t first, S* to) const {
-    if (!how.any()) return x;
-    RowOfAttention<S>(how, p.head_dim).forward(x.p, x.stride, n, b, h, first, to, p.head_dim);
-    return {to, p.head_dim};
-  }
-
   template <int V>
   void begin(const Scratch& w, int64_t panel, int64_t b, int64_t h, int64_t query, int64_t rows) const {
-    const Rows q = prepare(q_rows, {at(p.q, b, h, query), p.q.row_stride}, rows, b, h, query, w.rows);
+    const RowsAt<S> q =
+        prepare<S>(q_rows, {row_of<S>(p.q, b, h, query), p.q.row_stride}, rows, p.head_dim, b, h, query, w.rows);
     pack_lanes<E, V>(q.p, q.stride, rows, p.head_dim, w.q + panel * w.q_stride);
     for (int64_t i = 0; i < kPanel; ++i) w.top[panel * kPanel + i] = -kInfinity<T>, w.sum[panel * kPanel + i] = 0;
     if (p.k_len == 0 || (p.causal && p.k_len < p.q_len))  // some queries attend to nothing at all
@@ -184,12 +172,6 @@ class AttentionForward {
     }
   }
 
-  template <class Input>
-  static auto at(const Input& t, int64_t b, int64_t h, int64_t row) {
-    using Element = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(t.p)>>, const S, S>;
-    return static_cast<Element*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
-  }
-
   // One panel of queries against one block of keys; what is asked for beside scores and values comes next.
   template <int V, class BesideScores, class BesideValues>
   void attend(const Scratch& w, int64_t panel, const ScoreMask<T, V>& mask, const ScoreMask<T, V>& next_mask,
@@ -203,7 +185,7 @@ class AttentionForward {
     const SeenBits* seen = nullptr;
     int64_t last = keys;  // keys past it are seen by none
     if (mask.hides(k0 - in_run, run)) {
-      SeenBits* const bits = w.seen + (k0 / seen_keys * query_block / kPanel + panel) * kSeenOfPanel;
+      SeenBits* const bits = w.seen + (k0 / seen_keys % seen_runs * (query_block / kPanel) + panel) * kSeenOfPanel;
       if (in_run == 0 && !sees) mask.see(k0, run, bits);
       seen = bits + in_run;
       last = mask.last_seen(seen, keys);
@@ -259,14 +241,18 @@ class AttentionForward {
       factor[v] = select<T>(nothing, Vec<T>{}, T(1) / sum);
       store(lse + v * L, select<T>(nothing, top, top * units + log(sum)), rows - v * L);
     }
-    store_lanes<V>(w.o + panel * w.o_stride, factor, rows, p.head_dim, at(p.out, b, h, query), p.out.row_stride);
+    store_lanes<V>(w.o + panel * w.o_stride, factor, rows, p.head_dim, row_of<S>(p.out, b, h, query), p.out.row_stride);
   }
 };
 
 }  // namespace
 
 void attention_kernel(const AttentionParams& p, const AttentionRows& q, const AttentionRows& k) {
-  dispatch_dtype(p.dtype, [&]<class S>() { AttentionForward<S>(p, q, k).run(); });
+  dispatch_dtype(p.dtype, [&]<class S>() {
+    if constexpr (std::is_same_v<S, float>)
+      if (AttentionOverFewKeys::takes(p)) return AttentionOverFewKeys(p, q, k).run();
+    AttentionForward<S>(p, q, k).run();
+  });
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

@@ -86,5 +86,20 @@ class RowOfAttention {
   }
 };
 
+template <class S>
+struct RowsAt {
+  const S* p;
+  int64_t stride;
+};
+
+// n rows from `first` of head h, normalised and rotated in `to` where they are to be: once for all that read them.
+template <class S>
+RowsAt<S> prepare(const AttentionRows& how, RowsAt<S> x, int64_t n, int64_t head_dim, int64_t b, int64_t h,
+                  int64_t first, S* to) {
+  if (!how.any()) return x;
+  RowOfAttention<S>(how, head_dim).forward(x.p, x.stride, n, b, h, first, to, head_dim);
+  return {to, head_dim};
+}
+
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

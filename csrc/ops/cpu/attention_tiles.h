@@ -24,6 +24,13 @@ struct DotOf<bf16> {
 };
 #endif
 
+// Where a row of a tensor begins, in its elements S.
+template <class S, class Void>
+INLINE auto row_of(const AttentionTensor<Void>& t, int64_t b, int64_t h, int64_t row) {
+  using Element = std::conditional_t<std::is_const_v<Void>, const S, S>;
+  return static_cast<Element*>(t.p) + b * t.batch_stride + h * t.head_stride + row * t.row_stride;
+}
+
 // ---- packing: n rows of head_dim elements each
 
 template <class E>
@@ -63,9 +70,10 @@ class RowsToCome {
   }
 };
 
-// The queries' side of scores: rows become lanes, [step of head_dim][V * L]; lanes past the last row are 0.
+// Rows become lanes, [step of head_dim][V * L] and what else a step has; lanes past the last row are 0.
 template <class E, int V, class S>
-void pack_lanes(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to) {
+void pack_lanes(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typename E::T* to,
+                int64_t step_size = V * kLanes<typename E::T>) {
   using T = typename E::T;
   constexpr int L = kLanes<T>, kChunk = L * E::kPair;
   const int64_t steps = steps_of<E>(head_dim);
@@ -79,7 +87,7 @@ void pack_lanes(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typ
       else
         for (int i = 0; i < L; ++i) r[i] = i < rows ? load_steps<E>(from + i * row_stride, rest) : Vec<T>{};
       transpose<T>(r);
-      for (int i = 0; i < min<int64_t>(L, steps - c); ++i) store(to + (c + i) * V * L + v * L, r[i]);
+      for (int i = 0; i < min<int64_t>(L, steps - c); ++i) store(to + (c + i) * step_size + v * L, r[i]);
     }
 }
 
@@ -127,6 +135,34 @@ void pack_steps(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, typ
     for (int64_t k = 0; k < n; k += E::kPair, to += R)
       store_step<E>(x + k * row_stride, k + 1 < n ? x + (k + 1) * row_stride : nullptr, d, R, head_dim, to);
   }
+}
+
+// One step of a sum over rows: L elements from d of row i, or of rows i and i + 1 side by side, zeros past the last
+// row.
+template <class E, class S>
+INLINE Vec<typename E::T> step_of_rows(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, int64_t i,
+                                       int64_t d) {
+#if defined(__AVX512BF16__)
+  if constexpr (E::kPair == 2) {
+    const __mmask16 m = head_dim - d >= 16 ? 0xffff : (1u << (head_dim - d)) - 1;
+    const auto half = [&](int64_t row) {
+      return row < n ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x + row * row_stride + d))
+                     : _mm512_setzero_si512();
+    };
+    return (Vec<float>)_mm512_or_si512(half(i), _mm512_slli_epi32(half(i + 1), 16));
+  }
+#endif
+  if constexpr (E::kPair == 1) return i < n ? load(x + i * row_stride + d, head_dim - d) : Vec<typename E::T>{};
+}
+
+// The rows' side of sums over them, elements from d as lanes: [step][vectors].
+template <class E, class S>
+void pack_panel(const S* x, int64_t row_stride, int64_t n, int64_t head_dim, int64_t d, int64_t vectors, int64_t steps,
+                typename E::T* to) {
+  constexpr int64_t L = kLanes<typename E::T>;
+  for (int64_t i = 0; i < steps; ++i)
+    for (int64_t v = 0; v < vectors; ++v, to += L)
+      store(to, step_of_rows<E>(x, row_stride, n, head_dim, i * E::kPair, d + v * L));
 }
 
 // O^T [d][V * L] times a factor per lane, out to rows. The last vector of a row overlaps the one before.
@@ -201,6 +237,19 @@ INLINE auto value_tile_for_rows(int64_t rows) {
   if constexpr (R > 1)
     if (rows < R) return value_tile_for_rows<E, V, R - 1>(rows);
   return &value_tile<E, V, R>;
+}
+
+// ---- across lanes
+
+// What `op` makes of the lanes of each of L vectors: lane i that of r[i], which is written over.
+template <class T, int H = kLanes<T> / 2, class Op>
+INLINE Vec<T> across_lanes(Vec<T>* r, const Op& op) {
+  UNROLL(8) for (int i = 0; i < H; ++i) {
+    exchange<H>(r[i], r[i + H], std::make_integer_sequence<int, kLanes<T>>{});
+    r[i] = op(r[i], r[i + H]);
+  }
+  if constexpr (H > 1) return across_lanes<T, H / 2>(r, op);
+  return r[0];
 }
 
 // ---- exponentials
