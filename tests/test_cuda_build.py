@@ -16,7 +16,7 @@ needs_nvcc = pytest.mark.skipif(
 MULTIPLIES = ("attention", "conv_transpose2d", "upsample_conv2d")  # what is named so multiplies matrices
 BESIDE = ("prepare", "reduce", "conv2d_moments")  # but what is named so, a file or a kernel in it
 WARPGROUP = ("sm90", "wgmma")  # on sm_90a alone, by its own instructions
-MULTICASTS = "upsample_conv2d_wgmma_passes"  # to the blocks of a cluster
+MULTICASTS = "upsample_conv2d_wgmma"  # to the blocks of a cluster
 # Registers above which fewer than 16 warps fit a multiprocessor: no longer enough loads are under way.
 MOST_REGISTERS = {"group_norm": 128, "group_norm_planar": 128, "group_norm_innermost": 128}
 

@@ -100,7 +100,7 @@ cuda::UpsampleConv2dParams params_of(const Images& x, const Tensor& packed, int 
 
 // The kernel of the least predicted time. On sm_100 it is mma, HMMA there, at a fraction of what tcgen05 multiplies,
 // which triton's products are. Predicted, not measured, for (1, 512, 128, 128) in bf16 on H200: mma
-// 197 us, wgmma 151, wgmma in three passes 100; for (1, 256, 512, 512) four times as long. The channels of y count in
+// 197 us, wgmma 129, wgmma in three passes 100; for (1, 256, 512, 512) four times as long. The channels of y count in
 // whole blocks and those in whole waves of one to each multiprocessor: (8, 320, 32, 32) is two waves of 128 to the
 // passes, which lose to five waves of 32. The blocks of wgmma, of 16 x 8 pixels, have to fill the GPU: below, mma has
 // smaller ones.
@@ -118,7 +118,7 @@ Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act
   const auto waves = [&](int channels) {
     return (tiles * blocks(channels) + scope.multiprocessors() - 1) / scope.multiprocessors();
   };
-  const bool passes_win = 100 * waves(passes) * passes <= 151 * waves(at_once) * at_once;
+  const bool passes_win = 100 * waves(passes) * passes <= 129 * waves(at_once) * at_once;
   if (has_wgmma && passes_take && passes_win && fills_gpu(passes)) return cuda::upsample_conv2d_wgmma_passes_kernel;
   if (has_wgmma && fills_gpu(at_once)) return cuda::upsample_conv2d_wgmma_kernel;
   return cuda::upsample_conv2d_kernel;

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
   };
   int next_weights = 0, type_of_next = 0;
   const auto load_weights = [&](int chunk) {
-    if (threadIdx.x == 0) weights.load(chunk, next_weights * 9 + type_of_next);
+    weights.load(chunk, next_weights * 9 + type_of_next);
     if (++next_weights == tile.chunks) next_weights = 0, type_of_next += 3;
   };
 
@@ -203,10 +203,9 @@ __global__ void __launch_bounds__(T::kThreads) passes_kernel(const __grid_consta
 template <class S, Activation kActivation, bool kMoments>
 cudaError_t run(const UpsampleConv2dParams& p, cudaStream_t stream) {
   using T = Traits<S, kMoments>;
-  dim3 grid = grid_of<T>(p);
-  grid.x += grid.x % kBlocksOfCluster;
-  const cudaError_t error = launch_clusters(kBlocksOfCluster, passes_kernel<T, kActivation, kMoments>, grid,
-                                            T::kThreads, T::kSharedBytes, stream, p);
+  if (p.weight_block != T::kChannels) return cudaErrorInvalidValue;
+  const cudaError_t error = launch_clusters(kBlocksOfCluster, passes_kernel<T, kActivation, kMoments>,
+                                            cluster_grid_of<T>(p), T::kThreads, T::kSharedBytes, stream, p);
   return then_moments<T>(error, p, stream);
 }
 template <class S>
