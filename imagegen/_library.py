@@ -1,6 +1,7 @@
 """Loads the compiled library, once, and remembers why it is missing where it is."""
 
 import importlib
+from operator import itemgetter
 
 import torch
 
@@ -36,18 +37,17 @@ def op(name):
 def past_autograd(name):
     """The operator `name` as a function that skips torch's Python autograd wrapper where no gradient is asked for.
 
-    The wrapper takes 4 µs a call, as long as a small kernel. Tracing and differentiation go through it as always.
+    The wrapper takes 4 µs a call, as long as a small kernel, and several times that where the caches have forgotten its
+    code. Tracing and differentiation go through it as always.
     """
     operator = op(name)
     if operator is None:
         return None
     run = operator._op  # what calling the operator ends in
-    types = [str(argument.type) for argument in operator._schema.arguments]
-    tensors = sum("Tensor" in t for t in types)  # they come first
-    assert all("Tensor" in t for t in types[:tensors]), f"{name}: an argument that is no tensor before one that is"
+    tensors = itemgetter(*(i for i, a in enumerate(operator._schema.arguments) if "Tensor" in str(a.type)))
 
     def call(*args):
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _wants_grad(args[:tensors])):
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _wants_grad(tensors(args))):
             return operator(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return run(*args)

@@ -168,7 +168,10 @@ def _check_backward(grad, q, mask, out, lse, mask_needs_grad):
 
 
 def _native(q, k, v, mask, causal, scale):
-    return torch.ops.imagegen.attention(q, k, v, mask, causal, scale)[0]
+    return _attention(q, k, v, mask, causal, scale)[0]
+
+
+_attention = _library.past_autograd("attention")
 
 
 def _fake(q, k, v, mask, causal, scale):

@@ -83,7 +83,7 @@ def _check(x, weight, bias, residual, scale, shift, input_activation, activation
 def _native(x, weight, bias, residual, scale, shift, input_activation, activation):
     tensors = (x, weight, bias, residual, scale, shift)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    run = _apart if needs_grad else torch.ops.imagegen.conv2d.default
+    run = _apart if needs_grad else _fused
     return run(*tensors, input_activation, activation)
 
 
@@ -93,6 +93,8 @@ def _apart(x, weight, bias, residual, scale, shift, input_activation, activation
     y = torch.ops.imagegen.conv2d(h, weight, bias, None, None, None, "linear", "linear")
     return ACTIVATIONS[activation](y if residual is None else y + residual.to(y.dtype))
 
+
+_fused = _library.past_autograd("conv2d")
 
 _IMPLEMENTATIONS = {"eager": eager.conv2d, "cpu": _native}
 

@@ -335,7 +335,7 @@ _bilinear.register(
 
 _IMPLEMENTATIONS = {
     "eager": eager.conv_transpose2d,
-    "cpu": _kernel(_library.op("conv_transpose2d")),
-    "cuda": _kernel(_library.op("conv_transpose2d")),
+    "cpu": _kernel(_library.past_autograd("conv_transpose2d")),
+    "cuda": _kernel(_library.past_autograd("conv_transpose2d")),
     "triton": _kernel(_library.op("conv_transpose2d_triton")),
 }

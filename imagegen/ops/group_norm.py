@@ -214,6 +214,6 @@ for twin in ("", "_triton"):
         )
     _library.register(f"group_norm_backward{twin}", fake=_fake_backward)
 
-_native = _kernel(_library.op("group_norm"), _library.op("group_norm_with_moments"))
+_native = _kernel(_library.past_autograd("group_norm"), _library.op("group_norm_with_moments"))
 _triton = _kernel(_library.op("group_norm_triton"), _library.op("group_norm_with_moments_triton"))
 _IMPLEMENTATIONS = {"eager": _eager, "cpu": _native, "cuda": _native, "triton": _triton}

@@ -36,8 +36,7 @@ def group_norm_factors(
     return run(x, num_groups, weight, bias, float(eps), scale, shift)
 
 
-def _native(*args):
-    return torch.ops.imagegen.group_norm_factors(*args)
+_native = _library.past_autograd("group_norm_factors")
 
 
 def _group_norm_factors_triton(x, num_groups, weight, bias, eps, scale, shift):

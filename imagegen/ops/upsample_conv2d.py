@@ -304,7 +304,7 @@ for twin in ("", "_triton"):
 _library.register("upsample_conv2d_pack_weight", fake=_fake_pack_weight)
 _library.register("upsample_conv2d_packed", fake=_fake_packed)
 
-_native = _library.op("upsample_conv2d"), _library.op("upsample_conv2d_moments")
+_native = _library.past_autograd("upsample_conv2d"), _library.op("upsample_conv2d_moments")
 
 _IMPLEMENTATIONS = {
     "eager": _eager,

@@ -536,3 +536,18 @@ def test_backward_checks_its_arguments():
         ),
     ):
         check_error(RuntimeError, message, lambda a=arguments: torch.ops.imagegen.group_norm_backward(*a, *rest))
+
+
+@pytest.mark.parametrize("needing", range(5))
+def test_a_gradient_in_any_one_tensor(needing):
+    """Without one, torch's autograd wrapper is skipped: whichever of the tensors needs it has to be noticed."""
+    tensors = [torch.randn(shape) for shape in ((2, 6, 4, 4), (6,), (6,), (2, 6), (2, 6))]
+    tensors[needing].requires_grad_()
+
+    def gradient(group_norm, tensors):
+        x, weight, bias, scale, shift = tensors
+        y = group_norm(x, 3, weight, bias, scale=scale, shift=shift)
+        return torch.autograd.grad(y.square().sum(), tensors[needing])[0]
+
+    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+    assert relative_error(gradient(ops.group_norm, tensors), gradient(ops.group_norm, doubles)) < 1e-5
