@@ -1,4 +1,15 @@
-"""The decoder of Stable Diffusion's autoencoder: latents to an image of eight times their size."""
+"""The decoder of Stable Diffusion's autoencoder: latents to an image of eight times their size.
+
+Predicted, not measured, for an image of 1024 x 1024 in bf16 on an H200, in milliseconds (asked: 29, then 18):
+    3x3 and 1x1 convolutions, cuDNN      11.8   7.1 TFLOP at 600 TFLOP/s
+    their biases, one pass each           1.6   3.4 GB written and as much read, at 4.3 TB/s
+    three upsample_conv2d                 0.9   0.10 + 0.40 + 0.40 of its three passes, plain 2.8 TFLOP
+    30 group_norm + SiLU                  2.6   two readings and a writing of 3.7 GB, the smallest two from the L2
+    attention of 16,384 positions, 512    0.9   0.55 TFLOP, as its tile's table has it for 4,096, times sixteen
+    15 residuals                          1.1   two readings and a writing
+                                         19
+Four times that at 2048 x 2048, but sixteen times for attention: 87 (asked: 168).
+"""
 
 import torch
 

@@ -577,6 +577,37 @@ def test_on_cuda_the_convolution_stays_with_cudnn_and_the_norm_before_it_is_fuse
     assert computed[1] == "aten::convolution"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available to torch")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", ["eager", "cuda_graph", "compile"])
+def test_on_cuda_a_model_runs_as_it_is_captured_and_compiled(way, dtype):
+    vae = pytest.importorskip("diffusers", reason="diffusers is not installed").AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    decode = vae.eval().requires_grad_(False).cuda().decode
+    latents = torch.randn(1, 4, 16, 16, device="cuda")
+    exact = vae.double().decode(latents.double()).sample
+    latents = latents.to(dtype)
+    plain = vae.to(dtype).decode(latents).sample
+    imagegen.optimize(vae)
+    if way == "eager":
+        y = decode(latents).sample
+    elif way == "compile":
+        y = torch.compile(decode)(latents).sample
+    else:
+        decode(latents)  # what is tuned is tuned before
+        graph, zeros = torch.cuda.CUDAGraph(), torch.zeros_like(latents)
+        with torch.cuda.graph(graph):
+            y = decode(zeros).sample
+        zeros.copy_(latents)
+        graph.replay()
+    error, allowed = ((t.double() - exact).norm() / exact.norm() for t in (y, plain))
+    assert error <= 3 * allowed
+
+
 class Calls(TorchDispatchMode):
     """The names of the operators that are called."""
 

@@ -6,6 +6,7 @@
 //   dmask = ds           a block holds a tile of the mask, whatever it is broadcast along passes by
 // Each is summed by one block in one order: no atomics, the same bits every time.
 #include "attention_tile.cuh"
+#include "common/ceil_div.h"
 
 namespace imagegen::cuda {
 namespace {
@@ -331,22 +332,21 @@ template <class S, int kBucket>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   using T = Traits<S, kBucket>;
   const auto blocks = [](int64_t n) { return static_cast<unsigned>(n); };
-  const auto tiles = [](int64_t n, int64_t per_tile) { return (n + per_tile - 1) / per_tile; };
   const bool read = rows_aligned<S>(p.q, p.head_dim) && rows_aligned<S>(p.k, p.head_dim) &&
                     rows_aligned<S>(p.v, p.head_dim) && rows_aligned<S>(p.grad, p.head_dim);
   const bool written =
       rows_aligned<S>(p.dq, p.head_dim) && rows_aligned<S>(p.dk, p.head_dim) && rows_aligned<S>(p.dv, p.head_dim);
   const bool aligned = read && written;
-  cudaError_t error =
-      launch(query_gradient_kernel<S, kBucket>, dim3(blocks(tiles(p.q_len, T::kRows) * p.batch * p.heads), T::kPieces),
-             T::kThreads, T::kSharedBytes, stream, p, aligned);
+  cudaError_t error = launch(query_gradient_kernel<S, kBucket>,
+                             dim3(blocks(ceil_div(p.q_len, T::kRows) * p.batch * p.heads), T::kPieces), T::kThreads,
+                             T::kSharedBytes, stream, p, aligned);
   if (error != cudaSuccess) return error;
   error = launch(key_gradient_kernel<S, kBucket>,
-                 dim3(blocks(tiles(p.k_len, T::kRows) * p.batch * p.kv_heads), T::kWide ? 2 * T::kPieces : 1),
+                 dim3(blocks(ceil_div(p.k_len, T::kRows) * p.batch * p.kv_heads), T::kWide ? 2 * T::kPieces : 1),
                  T::kThreads, T::kSharedBytes, stream, p, aligned);
   if (error != cudaSuccess || !p.dmask) return error;
   const int64_t* const size = p.mask_size;
-  const int64_t mask_tiles = tiles(size[2], T::kRows) * tiles(size[3], T::kColumns) * size[0] * size[1];
+  const int64_t mask_tiles = ceil_div(size[2], T::kRows) * ceil_div(size[3], T::kColumns) * size[0] * size[1];
   return launch(mask_gradient_kernel<S, kBucket>, blocks(mask_tiles), T::kThreads, T::kSharedBytes, stream, p, read);
 }
 

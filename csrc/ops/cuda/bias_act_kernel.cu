@@ -1,3 +1,6 @@
+// bias_act on CUDA: one pass over memory. Predicted, not measured, on an H200 at 4.3 TB/s: (1, 512, 256, 256) bf16 and
+// a bias 31 us forward and 47 backward, of 67 MB that are read (backward two of them) and as many that are written.
+#include "common/ceil_div.h"
 #include "common/launch.cuh"
 #include "common/scalar.cuh"
 #include "ops/bias_act.h"
@@ -89,8 +92,7 @@ cudaError_t run(const BiasActParams& p, cudaStream_t stream) {
   int64_t size = 1;
   for (int d = 0; d < p.dims; ++d) size *= p.size[d];
   const auto blocks = [&](int64_t per_thread) {
-    const int64_t per_block = per_thread * kThreads;
-    return dim3(static_cast<unsigned>((size + per_block - 1) / per_block));
+    return dim3(static_cast<unsigned>(ceil_div(size, per_thread * kThreads)));
   };
   if (!dense(p)) return launch(strided_kernel<A, kBackward, S>, blocks(1), kThreads, 0, stream, p, size, constants);
   int axis = p.dims - 1;  // the bias's

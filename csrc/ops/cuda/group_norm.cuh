@@ -4,6 +4,7 @@
 // however far away the mean is. Each thread takes the mean of a few values, then the squares about that mean, and
 // merges (Chan et al. 1979): nothing cancels. Everything is merged in an order that the shape alone decides.
 #pragma once
+#include "common/ceil_div.h"
 #include "common/launch.cuh"
 #include "common/moments.cuh"
 #include "common/scalar.cuh"
@@ -50,13 +51,6 @@ namespace {
 
 constexpr int kThreads = kGroupNormThreads, kWarps = kThreads / 32;
 constexpr int kUnroll = 4;  // loads a thread has under way at most
-
-inline int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
-}
-inline int64_t round_up(int64_t n, int64_t m) {
-  return ceil_div(n, m) * m;
-}
 
 // W elements in one load or store.
 template <class S, int W>

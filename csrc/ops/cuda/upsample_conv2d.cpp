@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/allow_tf32.h"
+#include "common/ceil_div.h"
 #include "common/cuda_stream.h"
 #include "ops/cuda/upsample_conv2d_params.h"
 
@@ -43,7 +44,7 @@ Images as_pixels(const Tensor& x, Dtype dtype, cudaStream_t stream) {
   if (x.stride(1) == 1 && whole(C) && whole(x.stride(0)) && whole(x.stride(2)) && whole(x.stride(3)) && in_reach &&
       reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kPieceBytes == 0)
     return {{x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3), static_cast<int>(C)}, x};
-  const int64_t channels = (C + pack - 1) / pack * pack;
+  const int64_t channels = cuda::round_up(C, pack);
   const Tensor copy = new_like(x, x.size(0) * H * W * channels);
   const cuda::GatherPixelsParams p{x.const_data_ptr(),
                                    {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
@@ -108,16 +109,14 @@ using Forward = cudaError_t (*)(const cuda::UpsampleConv2dParams&, cudaStream_t)
 Forward choose_forward(const UpsampleConv2dShape& s, Dtype dtype, Activation act, bool channels_last,
                        const CudaScope& scope) {
   constexpr int passes = 128, at_once = cuda::kForwardChannels;  // channels of y of a block
-  const int64_t tiles = s.batch * ((s.height + 15) / 16) * ((s.width + 7) / 8);
-  const auto blocks = [&](int channels) { return (s.cout + channels - 1) / channels; };
+  const int64_t tiles = s.batch * cuda::ceil_div(s.height, 16) * cuda::ceil_div(s.width, 8);
+  const auto blocks = [&](int channels) { return cuda::ceil_div(s.cout, channels); };
   const auto fills_gpu = [&](int channels) {
     return s.height > 8 && tiles * blocks(channels) >= scope.multiprocessors();
   };
   const bool has_wgmma = scope.runs_sm90a() && dtype != Dtype::f32;
   const bool passes_take = channels_last && s.cout % 2 == 0 && (act == Activation::linear || act == Activation::silu);
-  const auto waves = [&](int channels) {
-    return (tiles * blocks(channels) + scope.multiprocessors() - 1) / scope.multiprocessors();
-  };
+  const auto waves = [&](int channels) { return cuda::ceil_div(tiles * blocks(channels), scope.multiprocessors()); };
   const bool passes_win = 100 * waves(passes) * passes <= 129 * waves(at_once) * at_once;
   if (has_wgmma && passes_take && passes_win && fills_gpu(passes)) return cuda::upsample_conv2d_wgmma_passes_kernel;
   if (has_wgmma && fills_gpu(at_once)) return cuda::upsample_conv2d_wgmma_kernel;

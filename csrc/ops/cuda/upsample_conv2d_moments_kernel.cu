@@ -2,6 +2,7 @@
 // of channels, for the normalisation that follows.
 //
 // Predicted for (1, 512, 128, 128) and 32 groups on H200: 0.8 MB and a launch, 4 us, where reading y takes 16.
+#include "common/ceil_div.h"
 #include "common/launch.cuh"
 #include "common/moments.cuh"
 #include "ops/cuda/upsample_conv2d_params.h"
@@ -34,8 +35,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t upsample_conv2d_lots_bytes(const UpsampleConv2dParams& p) {
-  const auto tiles = [](int64_t pixels) { return (pixels + kSmallestTile - 1) / kSmallestTile; };
-  return p.batch * tiles(p.height) * tiles(p.width) * p.cout * int64_t{sizeof(Moments<float>)};
+  const int64_t tiles = ceil_div(p.height, kSmallestTile) * ceil_div(p.width, kSmallestTile);
+  return p.batch * tiles * p.cout * int64_t{sizeof(Moments<float>)};
 }
 
 cudaError_t upsample_conv2d_moments_kernel(const UpsampleConv2dParams& p, int64_t tiles, cudaStream_t stream) {

@@ -1,4 +1,7 @@
-"""bias_act in Triton: one pass over memory for the output, and one for the gradient of x."""
+"""bias_act in Triton: one pass over memory for the output, and one for the gradient of x.
+
+Predicted, not measured, as the CUDA kernel's: bytes at an H200's 4.3 TB/s, 31 and 47 us for (1, 512, 256, 256) bf16.
+"""
 
 import torch
 import triton
