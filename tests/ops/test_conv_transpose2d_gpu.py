@@ -230,7 +230,7 @@ def check_ahead_of_time(variants):
         for build in builds:
             told = {k: v for k, v in build.items() if k != "loads"} | variant["constants"]
             print(told)
-            assert build["spills"] == build["stack"] == build["local"] == 0, told
+            assert build["spills"] == build["local"] == 0, f"spills: {told}"
             double = "*fp64" in variant["signature"].values()
             assert [*build["matrix"]] == ([] if double else [MATRIX[build["architecture"]]]), told
             assert build["shared"] <= shared[build["architecture"]] and build["tensor_memory"] <= 512, told
@@ -241,6 +241,16 @@ def test_triton_kernel_compiles_ahead_of_time():
     from imagegen.ops.triton.conv_transpose2d_kernel import tiles
 
     check_ahead_of_time([triton_variant(tiles(2, True)[0]), triton_variant(tiles(2, True)[0], lots=True)])
+
+
+def test_a_spill_is_seen():
+    """The sums alone would take 256 registers."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from imagegen.ops.triton.conv_transpose2d_kernel import Tile
+
+    faulty = triton_variant(Tile(128, 64, 16, warps=1, stages=1), gradient=True, activation="linear")
+    with pytest.raises(AssertionError, match="spills: "):
+        check_ahead_of_time([faulty | {"architectures": [80]}])
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ _HALF = (
 # Of a contiguous image the pixels are read two bytes at a time, half an issue slot a product: about 2x the above.
 _HALF_PLANES = (Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2), Tile(64, 16, 32, 4, 2))
 _FLOAT = (Tile(64, 64, 32, 8, 2), Tile(64, 32, 16, 4, 2), Tile(64, 16, 16, 4, 2))
-_DOUBLE = (Tile(32, 32, 16, 4, 1), Tile(32, 16, 16, 4, 1))
+_DOUBLE = (Tile(32, 32, 16, 4, 1), Tile(32, 16, 8, 4, 1))
 _INTERPRETED = Tile(128, 64, 32, warps=1, stages=1)  # the interpreter takes as long for a small tile as for a large one
 
 
@@ -193,26 +193,25 @@ def conv_transpose2d_kernel(
     far_b = b.to(tl.int64)
 
     if GRADIENT:
-        first_h, first_w = 0, 0
-        taps_w: tl.constexpr = KERNEL
         taps: tl.constexpr = KERNEL * KERNEL
     else:
-        # The row of a 3x3 kernel that the even outputs would begin with is not there.
-        first_h = 1 - r if KERNEL == 3 else 0
-        first_w = 1 - s if KERNEL == 3 else 0
-        taps_w = 2 - first_w
-        taps = (2 - first_h) * taps_w
+        # Two taps in each direction, but the even outputs of a 3x3 kernel have one, its second. These are bits to shift
+        # and mask by: to divide by a number of taps would call a function and add a sixth to the loop.
+        more_h, more_w = (r, s) if KERNEL == 3 else (1, 1)
+        taps = 1 << (more_h + more_w)
     x += far_b * x_strides[0] + (DOWN * i * x_strides[2] + DOWN * j * x_strides[3])
     weight += n * weight_strides[1]
     T: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros([BM, BN], T)
     for step in range(0, taps * tl.cdiv(C, BK)):
-        th, tw = step % taps // taps_w + first_h, step % taps_w + first_w
         if GRADIENT:
-            dh, dw, kh, kw = th - 1, tw - 1, th, tw
+            chunk, kh, kw = step // taps, step % taps // KERNEL, step % KERNEL
+            dh, dw = kh - 1, kw - 1
         else:
+            chunk = step >> (more_h + more_w)
+            th, tw = (step >> more_w & more_h) + 1 - more_h, (step & more_w) + 1 - more_w
             dh, dw, kh, kw = th + r - 1, tw + s - 1, 3 - r - 2 * th, 3 - s - 2 * tw
-        c = step // taps * BK + _range(BK, FAR)
+        c = chunk * BK + _range(BK, FAR)
         row, column = DOWN * i + dh, DOWN * j + dw
         seen = inside & (row >= 0) & (row < H) & (column >= 0) & (column < W)
         a = tl.load(
@@ -254,7 +253,7 @@ def _finish_parts(
     FAR: tl.constexpr,
 ):
     """_finish in so many parts that their biases, scales and shifts, or moments, fit beside the sums in registers."""
-    if BN > 128 or (BN > 64 and lots is not None):
+    if BN > 128 or (BM * BN > 64 * 64 and lots is not None):
         HALF: tl.constexpr = BN // 2
         left, right = total.reshape(BM, 2, HALF).permute(0, 2, 1).split()
         _finish_parts(left, bias, scale, shift, y, y_n, n0, N, inside, lots, alpha, ACT, BM, HALF, FAR)
