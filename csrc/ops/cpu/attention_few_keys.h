@@ -2,8 +2,8 @@
 // scores and elements of head_dim for outputs,
 //     S[query][key] = sum over d of Q[query][d] K^T[d][key]    O[query][d] = sum over keys of P[query][key] V[key][d]
 // with Q and P broadcast: K alone is turned, once per block of queries. Where queries are lanes, turning Q and O and
-// waiting for their rows takes a fifth of a forward over 77 keys; this way takes 5-7 % less at D = 64 and 80, 10 % less
-// at D = 128 and 160 on Zen 5, though it multiplies 80 keys.
+// waiting for their rows takes a fifth of a forward over 77 keys; this way takes 2-4 % less at D = 64 and 80, 7-12 %
+// less at D = 128 and 160 on Zen 5, though it multiplies 80 keys.
 #pragma once
 #include "attention_rows_tile.h"
 #include "attention_tiles.h"
