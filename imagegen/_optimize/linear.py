@@ -8,7 +8,7 @@ import torch
 
 from .. import _library
 from ..ops._layout import memory_format
-from .modules import Fusion, transformed
+from .modules import Fusion, is_dense_on_cpu, transformed
 
 LIBRARY = "oneDNN"
 
@@ -69,10 +69,7 @@ def _gains(x, weight, axis):
 
 
 def _is_dense_float32(t):
-    """Whether t is a plain tensor on CPU: not nested, sparse, distributed or of quantised content."""
-    if type(t) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided
+    return is_dense_on_cpu(t) and t.dtype is torch.float32
 
 
 def _run_linear(x, weight, bias):

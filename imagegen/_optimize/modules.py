@@ -211,9 +211,16 @@ def scale_and_shift(mean, var, weight, bias, eps):
 
 def _is_large_and_fresh(x):
     """Whether an activation of x is a large tensor of its own on CPU, which nothing records, compiles or transforms."""
-    if type(x) is not torch.Tensor or not x.is_cpu or x.dtype not in DTYPES or not 0 < x.dim() <= 8:
+    if not is_dense_on_cpu(x) or x.dtype not in DTYPES or not 0 < x.dim() <= 8:
         return False
     return x.nbytes >= _FRESH_BYTES and not (records(x) or torch.compiler.is_compiling() or transformed())
+
+
+def is_dense_on_cpu(t):
+    """Whether t is a plain tensor on CPU: not nested, sparse, distributed or of quantised content."""
+    if type(t) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return t.is_cpu and t.layout is torch.strided and not t.is_nested
 
 
 def transformed():

@@ -371,6 +371,18 @@ def test_a_large_silu_takes_memory_that_is_paged_in(run, op, calls):
     torch.testing.assert_close(ours, y, rtol=2**-8 if y.dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+def test_a_silu_of_nested_tensors_is_torch_s(layout, calls):
+    x = torch.nested.nested_tensor([LARGE[0, 0], LARGE[0].flatten(0, 1)], layout=layout)
+    act = nn.SiLU()
+    y = act(x)
+    imagegen.optimize(act)
+    for ours, theirs in zip(act(x).unbind(), y.unbind(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert calls == []
+
+
 def test_a_silu_in_place_is_left():
     act = nn.SiLU(inplace=True)
     assert not imagegen.optimize(act).replaced and type(act) is nn.SiLU
