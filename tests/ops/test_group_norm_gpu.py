@@ -339,7 +339,7 @@ def test_triton_cuts(shape, layout, programs, parts):
 
 def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
     """How the host side launches this kernel of a module for 128 channels of 256 x 256 pixels, in 32 groups."""
-    from imagegen.ops.triton import group_norm_kernel, group_norm_tiles
+    from imagegen.ops.triton import group_norm_tiles
 
     module, name = kernel
     stride = ("x_b", "x_p") if not planar else ("x_b", "x_c")
@@ -363,7 +363,7 @@ def triton_variant(kernel, dtype, *, planar=True, activation="silu"):
     for number in ("groups", "blocks", "piece", "slices"):
         del blocks[number]
     blocks |= {"group_norm_whole_kernel": {"BC": 4, "BP": 1024}, "group_norm_looped_kernel": {"BC": 1, "BP": 8192}}.get(
-        name, {"PB": group_norm_kernel.ALONE} if {"PB", "BG"} & set(names) == {"PB"} else {}
+        name, {"PB": group_norm_tiles.MERGED} if {"PB", "BG"} & set(names) == {"PB"} else {}
     )
     constants |= {"ACT": activation} | blocks
     constants = {name: value for name, value in constants.items() if name in names}

@@ -14,6 +14,7 @@ import triton.language as tl
 from .._layout import memory_format
 from .activation import derivative, to_compute
 from .group_norm_tiles import (
+    MERGED,
     affine,
     by_channel,
     by_group,
@@ -28,8 +29,6 @@ from .group_norm_tiles import (
     tile_of,
     walk,
 )
-
-ALONE = 1024  # parts of a group that a program of its own merges at a time
 
 
 def group_norm_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
@@ -49,7 +48,7 @@ def group_norm_backward(grad, x, mean, rstd, num_groups, weight, bias, scale, sh
         )  # fmt: skip
         if not tiles.in_front:
             merged = statistic(x, num_groups, 1, 2)
-            group_norm_merge_sums_kernel[(units,)](parts, merged, tiles.parts, PB=ALONE)
+            group_norm_merge_sums_kernel[(units,)](parts, merged, tiles.parts, PB=MERGED)
             parts = merged
         group_norm_gradient_kernel[(tiles.programs,)](
             grad, x, dx, sum_dz, sum_dz_xhat, parts, of_channels, parts.size(2), mean, rstd, *shape, *walks,

@@ -26,6 +26,7 @@ import triton.language as tl
 from .._layout import memory_format
 from .activation import activate, to_compute
 from .group_norm_tiles import (
+    MERGED,
     affine,
     by_channel,
     by_group,
@@ -46,7 +47,6 @@ WHOLE = 16384  # elements of a group that one program keeps in registers, 32 for
 # From this many groups on they fill a GPU, two for each of 132 multiprocessors, and a program loops over its own, as
 # long as all that are looped over at a time stay in the L2 for the second reading: 264 of them in 34 MB of 50.
 LOOPED, LOOPED_BYTES = 256, 128 << 10
-ALONE = 1024  # parts of a group that a program of its own merges at a time
 LOOPED_TILE = 8192  # elements, 32 for each of 256 threads
 
 
@@ -81,7 +81,7 @@ def group_norm_factors(x, num_groups, weight, bias, eps, scale, shift):
             parts, pivots = _parts(x, num_groups, tiles)
             group_norm_factors_kernel[(x.size(0) * num_groups,)](
                 parts, pivots, gain, offset, tiles.parts, *shape_of(x, num_groups),
-                *factors_of(weight, bias, scale, shift), eps, **tiles.of(group_norm_factors_kernel) | {"PB": ALONE},
+                *factors_of(weight, bias, scale, shift), eps, **tiles.of(group_norm_factors_kernel) | {"PB": MERGED},
             )  # fmt: skip
     return gain, offset
 
@@ -118,7 +118,7 @@ def _statistics(x, num_groups, tiles):
         return parts, pivots
     merged = statistic(x, num_groups, 1, 2)
     group_norm_merge_kernel[(x.size(0) * num_groups,)](
-        parts, merged, tiles.parts, *shape_of(x, num_groups)[1:], **tiles.of(group_norm_merge_kernel) | {"PB": ALONE}
+        parts, merged, tiles.parts, *shape_of(x, num_groups)[1:], **tiles.of(group_norm_merge_kernel) | {"PB": MERGED}
     )
     return merged, pivots
 
