@@ -4,7 +4,7 @@ from .report import aligned
 from .timing import geometric_mean
 
 KEY = ("suite", "op", "label", "dtype", "direction", "threads", "device", "provider", "layout")
-CONDITIONS = ("cpu", "cores", "torch", "compiler", "commit")
+CONDITIONS = ("cpu", "cores", "torch", "compiler", "omp_wait_policy", "commit")
 
 
 def compare(a, b):

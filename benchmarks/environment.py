@@ -29,6 +29,8 @@ def describe(device="cpu"):
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "caches": _caches(),
+        # Whether idle threads spin (unset, for a while) or sleep (passive): waking one takes as long as a small kernel.
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -31,7 +31,8 @@ def conditions(result):
         f"- caches of a core: {', '.join(here['caches'])}",
         f"- torch {here['torch']} ({here['torch_compiler']}, {here['torch_isa']}), Python {here['python']}, "
         f"compiler {here['compiler']}",
-        f"- imagegen {here['imagegen']}, commit {here['commit']}, {here['date']}; load average {here['load_average']}",
+        f"- imagegen {here['imagegen']}, commit {here['commit']}, {here['date']}; load average {here['load_average']}, "
+        f"OMP_WAIT_POLICY {here.get('omp_wait_policy', 'not recorded')}",
     ]
     if "gpu" in here:
         lines.append(f"- {here['gpu']}, CUDA {here['cuda']}")

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "torch_compiler": "GCC 13.3",
     "compiler": "g++ 12",
     "imagegen": "0.1.0",
+    "omp_wait_policy": "unset",
     "backends": ["op:", "  cpu    ready"],
     "commit": "0123456789ab",
 }
@@ -108,6 +109,12 @@ def test_losses_and_failures_are_named(result):
 def test_what_an_input_costs_is_no_loss():
     rows = [row("imagegen", "nchw", 1.1, unmasked=0.9), row("unmasked", "nchw", 1.0, without="mask")]
     assert "none of ours is slower" in report.losses(rows)
+
+
+def test_markdown_says_how_threads_wait(result):
+    assert "OMP_WAIT_POLICY unset" in report.markdown(result)
+    del result["environment"]["omp_wait_policy"]  # as in older files
+    assert "OMP_WAIT_POLICY not recorded" in report.markdown(result)
 
 
 def test_markdown_has_conditions_notes_and_every_row(result):
