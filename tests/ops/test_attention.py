@@ -82,22 +82,55 @@ def test_instruction_sets(capability, mask, dtype):
     check_all(q, k, v, m, causal=True, backend="cpu")
 
 
-# No mask, float and few keys, which fill their vectors: whole tiles of queries and rests, panels of unlike widths.
+# Float and few keys, which fill their vectors: whole tiles of queries and rests, panels of unlike widths.
 FEW_KEYS = [(2, 4, 2, 131, 77, 80), (1, 2, 2, 64, 16, 512), (1, 1, 1, 70, 160, 208), (3, 2, 1, 66, 31, 64)]
 
 
 @needs_cpu
+@pytest.mark.parametrize("kind", [None, "boolean", "additive"])
 @pytest.mark.parametrize("shape", FEW_KEYS, ids=str)
-def test_few_keys(capability, shape):
+def test_few_keys(capability, shape, kind):
     q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in make(*shape))
-    check_all(q, k, v, backend="cpu")
+    mask = {None: None, "boolean": boolean_mask(*shape[3:5]), "additive": torch.randn(shape[3:5])}[kind]
+    check_all(q, k, v, mask, backend="cpu")
     threads = torch.get_num_threads()
-    y = ops.attention(q, k, v, backend="cpu")
+    y = ops.attention(q, k, v, mask=mask, backend="cpu")
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        assert torch.equal(y, ops.attention(q, k, v, backend="cpu"))
+        assert torch.equal(y, ops.attention(q, k, v, mask=mask, backend="cpu"))
     finally:
         torch.set_num_threads(threads)
+
+
+@needs_cpu
+@pytest.mark.parametrize("Lk", [1, 14, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 77, 80, 96, 112, 144, 159, 160, 161])
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_masks_of_few_keys(kind, Lk):
+    """What is hidden has no say: every other element is as torch's, and gradients of rows that see nothing are 0."""
+    q, k, v = (t.requires_grad_() for t in make(2, 4, 2, 67, Lk, 64))
+    seen = boolean_mask(2, 4, 67, Lk)
+    seen[0, :, 3], seen[1, 2, 60:], seen[:, :, 40, : Lk - 1] = False, False, False
+    storage = torch.full((2, 4, 67, Lk + 5), float("nan"))  # beyond the rows of the mask
+    storage[..., :Lk] = torch.zeros(()).where(seen, -torch.inf)
+    mask = seen if kind == "boolean" else storage[..., :Lk]
+    y = check_all(q, k, v, mask, backend="cpu", gradients=False)
+    _, lse = torch.ops.imagegen.attention(q, k, v, mask, False, 0.125)
+    nothing = ~seen.any(-1)
+    assert y[nothing].eq(0).all() and torch.equal(lse == -torch.inf, nothing)
+    (dq,) = torch.autograd.grad(ops.attention(q, k, v, mask=mask, backend="cpu").square().sum(), q)
+    assert dq[nothing].eq(0).all() and dq.isfinite().all()
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_broadcast_masks_of_few_keys(kind):
+    q, k, v = make(2, 4, 2, 67, 77, 64)
+    shapes = [(77,), (2, 1, 1, 77), (67, 1), (67, 77), (4, 67, 77), (2, 1, 67, 77), (4, 1, 77), (1, 1, 1, 1), ()]
+    for shape in shapes:
+        mask = torch.rand(shape) < 0.7 if kind == "boolean" else torch.randn(shape)
+        check_all(q, k, v, mask, backend="cpu", gradients=False)
+    strided = torch.randn(2, 77, 67, 3)[..., 1].mT[:, None]
+    check_all(q, k, v, strided > -0.5 if kind == "boolean" else strided, backend="cpu", gradients=False)
 
 
 # What a mask of each shape is for, against q (2, 4, 37, D) and k (2, 4, 45, D).

@@ -1,5 +1,5 @@
-// Attention over few keys without a mask, as text's 77, in float: all scores of a query at once. Lanes are keys for
-// scores and elements of head_dim for outputs,
+// Attention over few keys, as text's 77, in float: all scores of a query at once. Lanes are keys for scores and
+// elements of head_dim for outputs,
 //     S[query][key] = sum over d of Q[query][d] K^T[d][key]    O[query][d] = sum over keys of P[query][key] V[key][d]
 // with Q and P broadcast: K alone is turned, once per block of queries. Where queries are lanes, turning Q and O and
 // waiting for their rows takes a fifth of a forward over 77 keys; this way takes 2-4 % less at D = 64 and 80, 7-12 %
@@ -42,26 +42,28 @@ struct PackedRows {
   static constexpr int kMost = 512, kRow = kMost + 16, kStep = 1, kChunk = kLanes<float>;
 };
 
-// s[R rows][V vectors] = scale * Q K^T, plus `last` in the last vector. top becomes the largest in each lane of itself
-// and the scores of its row.
+// s[R rows][V vectors] = scale * Q K^T, masked: rows are queries from r0 of the mask, lanes keys from k0. top becomes
+// the largest in each lane of itself and the scores of its row.
 template <int V, class Rows>
-void score_rows(const float* q, Rows rows, const float* k, int64_t steps, float scale, Vec<float> last, float* s,
-                Vec<float>* top) {
+void score_rows(const float* q, Rows rows, const float* k, int64_t steps, float scale, const MaskOfKeys& mask,
+                int64_t r0, int64_t k0, float* s, Vec<float>* top) {
   constexpr int L = kLanes<float>, R = LanePanels::tile_rows(V);
   Vec<float> acc[R][V];
   UNROLL(12) for (int r = 0; r < R; ++r) UNROLL(6) for (int v = 0; v < V; ++v) acc[r][v] = Vec<float>{};
   accumulate<FloatDot, Rows>(q, k, steps, acc, Nothing{}, rows);
-  UNROLL(12)
-  for (int r = 0; r < R; ++r) {
-    Vec<float> largest = top[r];
-    UNROLL(6)
-    for (int v = 0; v < V; ++v) {
-      const Vec<float> scaled = v == V - 1 ? acc[r][v] * scale + last : acc[r][v] * scale;
-      store(s + r * PackedRows::kRow + v * L, scaled);
-      largest = larger(largest, scaled);
+  mask.dispatch<V>(r0, k0, scale, [&](const auto& masked) __attribute__((always_inline)) {
+    UNROLL(12)
+    for (int r = 0; r < R; ++r) {
+      Vec<float> largest = top[r];
+      UNROLL(6)
+      for (int v = 0; v < V; ++v) {
+        const Vec<float> score = masked(acc[r][v], r, v);
+        store(s + r * PackedRows::kRow + v * L, score);
+        largest = larger(largest, score);
+      }
+      top[r] = largest;
     }
-    top[r] = largest;
-  }
+  });
 }
 
 // out[n rows][V vectors] = factor[row] * P V, of the last vector `rest` elements.
@@ -127,7 +129,7 @@ class AttentionOverFewKeys {
 
   // Where lanes past the last key cost less than turning does.
   static bool takes(const AttentionParams& p) {
-    return p.dtype == Dtype::f32 && p.mask.kind == AttentionMaskKind::none && !p.causal && p.k_len <= kMostKeys &&
+    return p.dtype == Dtype::f32 && MaskOfKeys::takes(p.mask) && !p.causal && p.k_len <= kMostKeys &&
            15 * round_up(p.k_len, L) <= 16 * p.k_len && p.head_dim % 16 == 0 && p.head_dim >= 64 && p.q_len >= 64;
   }
 
@@ -185,7 +187,8 @@ class AttentionOverFewKeys {
       const RowsAt<float> q = prepare(q_rows, rows_at(p.q, b, h, query), n, p.head_dim, b, h, query, w.rows);
       Vec<float> tops[kTileRoom];
       float factor[kTileRoom];
-      score(w, q, n, tops, [&] { next_q.ask(), out.ask(), next_k.ask(), next_v.ask(); });
+      const MaskOfKeys mask(p, b, h, query, n);
+      score(w, q, n, mask, tops, [&] { next_q.ask(), out.ask(), next_k.ask(), next_v.ask(); });
       weigh(w.s, n, tops, static_cast<float*>(p.lse) + (b * p.heads + h) * p.q_len + query, factor);
       sum_values(w, n, factor, row_of<float>(p.out, b, h, query));
     }
@@ -207,29 +210,28 @@ class AttentionOverFewKeys {
 
   // Queries as they lie; those of tiles that end past the last one are packed, since whole tiles are read.
   template <class BesideTile>
-  void score(const Scratch& w, const RowsAt<float>& q, int64_t n, Vec<float>* tops,
+  void score(const Scratch& w, const RowsAt<float>& q, int64_t n, const MaskOfKeys& mask, Vec<float>* tops,
              const BesideTile& beside_tile) const {
-    Vec<float> past_keys;
-    for (int64_t i = 0; i < L; ++i) past_keys[i] = (key_panels.vectors - 1) * L + i < p.k_len ? 0 : -kInfinity<float>;
     for (int64_t r = 0; r < kTileRoom; ++r) tops[r] = broadcast(-kInfinity<float>);
     for (int64_t i = 0; i < key_panels.count; ++i)
       LanePanels::dispatch(key_panels.of(i), [&]<int V>() {
         constexpr int64_t R = LanePanels::tile_rows(V);
         const int64_t k0 = key_panels.first(i) * L;
         const float* const k = w.k + k0 * p.head_dim;
-        const Vec<float> last = i == key_panels.count - 1 ? past_keys : Vec<float>{};
         int64_t r = 0;
         for (; r + R <= n; r += R) {
           beside_tile();
-          score_rows<V>(q.p + r * q.stride, StridedRows{q.stride}, k, p.head_dim, scale, last, w.s + r * kRow + k0,
-                        tops + r);
+          score_rows<V>(q.p + r * q.stride, StridedRows{q.stride}, k, p.head_dim, scale, mask, r, k0,
+                        w.s + r * kRow + k0, tops + r);
         }
         if (r == n) return;
         for (int64_t j = r; j < n; ++j)
           std::memcpy(w.q + (j - r) * kRow, q.p + j * q.stride, p.head_dim * sizeof(float));
-        score_rows<V>(w.q, PackedRows{}, k, p.head_dim, scale, last, w.s + r * kRow + k0, tops + r);
+        score_rows<V>(w.q, PackedRows{}, k, p.head_dim, scale, mask, r, k0, w.s + r * kRow + k0, tops + r);
       });
   }
+
+  static INLINE Bits<float> sees_nothing(Vec<float> top) { return top == -kInfinity<float>; }
 
   // Scores of n queries become P, less its division by the sums, which goes to factor.
   void weigh(float* s, int64_t n, Vec<float>* tops, float* lse, float* factor) const {
@@ -237,14 +239,15 @@ class AttentionOverFewKeys {
     float base[kTileRoom];
     for (int64_t r = 0; r < n; r += L) {
       tops[r] = across_lanes<float>(tops + r, [](Vec<float> a, Vec<float> b) { return larger(a, b); });
-      store(base + r, tops[r]);
+      store(base + r, sees_nothing(tops[r]) ? Vec<float>{} : tops[r]);
     }
     for (int64_t r = 0; r < n; ++r) sums[r] = exponentials(s + r * kRow, base[r]);
     for (int64_t r = n; r % L; ++r) sums[r] = Vec<float>{};
     for (int64_t r = 0; r < n; r += L) {
       const Vec<float> sum = across_lanes<float>(sums + r, [](Vec<float> a, Vec<float> b) { return a + b; });
-      store(factor + r, 1.0f / sum);
-      store(lse + r, tops[r] * float(kLn2) + log(sum), n - r);
+      const Bits<float> nothing = sees_nothing(tops[r]);
+      store(factor + r, nothing ? Vec<float>{} : 1.0f / sum);
+      store(lse + r, nothing ? tops[r] : tops[r] * float(kLn2) + log(sum), n - r);
     }
   }
 

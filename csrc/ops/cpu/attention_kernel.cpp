@@ -199,6 +199,7 @@ class AttentionForward {
     for (int64_t g = 0; n == 0 || n < last; n = groups.first(++g)) {
       beside_scores();
       if (in_run == 0 && !sees) next_mask.prefetch(k0, run, g, groups.count);
+      if (seen) mask.prefetch_seen(seen + kSeenOfPanel + groups.first(g + 1) - 1);
       score_tile_for_rows<E, V>(groups.rows(g))(w.k + g * chunks * kRows * L, q, steps, w.s + n * V * L, top,
                                                 seen ? seen + n : nullptr);
     }
