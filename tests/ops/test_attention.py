@@ -326,11 +326,12 @@ def test_long(causal, backend, device):
 
 
 @needs_cpu
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
 @pytest.mark.parametrize("shape", [(1, 3, 3, 700, 300, 40), (2, 2, 1, 90, 77, 80), (5, 1, 1, 3, 900, 64)], ids=str)
-def test_same_bits_for_any_number_of_threads(shape):
+def test_same_bits_for_any_number_of_threads(shape, kind):
     q, k, v = make(*shape)
-    mask = torch.randn(shape[3], shape[4])
-    tensors = [t.requires_grad_() for t in (q, k, v, mask)]
+    mask = torch.randn(shape[3], shape[4]) if kind == "additive" else boolean_mask(shape[0], 1, shape[3], shape[4])
+    tensors = [t.requires_grad_() for t in (q, k, v, mask) if t.is_floating_point()]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 2, 3, 5):

@@ -121,16 +121,25 @@ class AttentionBackward {
     pack_rows<E>(row_of<S>(p.v, b, kv_head, first), p.v.row_stride, n, p.head_dim, w.v);
   }
 
+  ScoreMask<T, 2> mask_of(const Queries& q, int64_t panel) const {
+    return ScoreMask<T, 2>(p, q.b, q.h, q.first + panel * kPanel);
+  }
+
+  // What a panel's queries see of these keys, made in bits[kSeenOfPanel]; null where they see all.
+  const SeenBits* see(const Queries& q, int64_t panel, const Keys& keys, SeenBits* bits) const {
+    const ScoreMask<T, 2> mask = mask_of(q, panel);
+    if (!mask.hides(keys.first, keys.n)) return nullptr;
+    mask.see(keys.first, keys.n, bits);
+    return bits;
+  }
+
   // Of one panel: P and dS, handed over as on_vector(key, vector, P, dS); dS also goes to keys.ds in the product's
   // steps of keys.
   template <class F>
-  void score_gradients(const Queries& q, int64_t panel, const Keys& keys, const F& on_vector) const {
+  void score_gradients(const Queries& q, int64_t panel, const Keys& keys, const SeenBits* seen,
+                       const F& on_vector) const {
     T top[kPanel];  // unused here
     for (int i = 0; i < kPanel; ++i) top[i] = 0;
-    const ScoreMask<T, 2> mask(p, q.b, q.h, q.first + panel * kPanel);
-    SeenBits bits[2 * kSeenStride];
-    const SeenBits* const seen = mask.hides(keys.first, keys.n) ? bits : nullptr;
-    if (seen) mask.see(keys.first, keys.n, bits);
     const RowGroups groups(keys.n);
     for (int64_t g = 0; g < groups.count; ++g) {
       const auto tile = score_tile_for_rows<E, 2>(groups.rows(g));
@@ -141,7 +150,7 @@ class AttentionBackward {
     T scale_left = scale;
     if (p.mask.kind == AttentionMaskKind::additive) {
       Vec<T> largest[2] = {};
-      mask.add(keys.s, keys.first, keys.n, scale, largest);
+      mask_of(q, panel).add(keys.s, keys.first, keys.n, scale, largest);
       scale_left = 1;
     }
     Vec<T> base[2], delta[2];
