@@ -31,9 +31,9 @@ GRADIENTS = ("x", "weight", "bias")
 TOLERANCE = 2e-5
 NOTE = (
     "FLOP: the plain count, 9 multiply-adds per output pixel, Ci and Co. The roofline counts what a provider really "
-    "makes: `eager` 9, `imagegen` 36 per 4x4 pixels (F(4,3); F(2,3) makes 16 per 2x2), 9 to at most four channels. A "
-    "backward counts twice a forward. In forward+backward the weights are touched before every call, as an optimiser "
-    "would."
+    "makes: `eager` 9, `imagegen` 36 per 4x4 pixels (F(4,3); F(2,3) makes 16 per 2x2), 9 to or from at most four "
+    "channels. A backward counts twice a forward. In forward+backward the weights are touched before every call, as an "
+    "optimiser would."
 )
 
 
@@ -62,7 +62,7 @@ def flops(shape):
 
 
 def flops_made(shape, provider):
-    return flops(shape) * (36 / 16 / 9 if provider == "imagegen" and shape[2] > 4 else 1)
+    return flops(shape) * (36 / 16 / 9 if provider == "imagegen" and min(shape[1:3]) > 4 else 1)
 
 
 def bytes_moved(shape, itemsize, direction):

@@ -84,7 +84,7 @@ def flops(shape):
 
 def flops_made(shape, provider):
     _, _, Co, _, k = shape
-    ours = 16 if Co <= 4 else {4: 36, 3: 25}[k] / 4
+    ours = k * k if Co <= 4 else {4: 36, 3: 25}[k] / 4
     return flops(shape) * (ours / (k * k) if provider == "imagegen" else 1)
 
 

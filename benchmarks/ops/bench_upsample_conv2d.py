@@ -38,7 +38,7 @@ GRADIENTS = ("x", "weight", "bias")
 TOLERANCE = 1e-5
 NOTE = (
     "FLOP: the plain count, 36 multiply-adds per low-resolution pixel, Ci and Co. The roofline counts what a provider "
-    "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 16 to at most four "
+    "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 9 to at most four "
     "channels), `imagegen-cuda` 9, `imagegen-triton` 16. A backward counts twice a forward. `fold` is one "
     "ConvTranspose2d (kernel 4, stride 2, padding 1), its weights folded once before the clock starts, in training "
     "too. In forward+backward the weights are touched before every call, as an optimiser would."
@@ -90,7 +90,7 @@ def flops(shape):
 
 
 def flops_made(shape, provider):
-    ours = 16 if shape[2] <= 4 else 25 / 4  # few output channels are folded too
+    ours = 9 if shape[2] <= 4 else 25 / 4
     made = {"imagegen": ours, "imagegen-cuda": 9, "imagegen-triton": 16, "fold": 16}
     return flops(shape) * made.get(provider, 36) / 36
 

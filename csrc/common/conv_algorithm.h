@@ -4,7 +4,8 @@
 
 namespace imagegen {
 
-// Directly to few output channels; else by products with small or with large tiles, as F(2,3) or F(4,3).
+// Directly to few output channels, or 3x3 from few input channels; else by products with small or with large tiles, as
+// F(2,3) or F(4,3).
 enum class ConvAlgorithm : int { direct, small_tiles, large_tiles };
 
 // One image: the batch has no say, lest an image's result depend on its company.

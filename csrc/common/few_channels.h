@@ -1,7 +1,9 @@
 // Convolution to few output channels (images, masks), where panels of 32 would be mostly empty: lanes are pixels.
 //
-// Each input pixel has a block of kScale x kScale outputs; each of those reads kSpan x kSpan pixels around it, in each
-// dimension with the sums of the weights that kTaps [output of the block][pixel] marks.
+// Each input pixel has a block of kScale x kScale outputs; output a of a block reads kSpan pixels from a - 1 on, in
+// each dimension with the sums of the weights that kTaps [a][pixel] marks. Every input pixel is multiplied by every
+// weight first, once, and the outputs are sums of such products around them: pixels follow each other through the rows,
+// so that no lane is idle however narrow the image, and upsampling takes 9 products where folded weights take 16.
 #pragma once
 #include "product_conv.h"
 
@@ -15,86 +17,91 @@ constexpr int64_t kFewChannels = 4;
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-// A band of the input in the second-level cache, where lanes are pixels.
+// Neighbouring pixels of an image, [channel][pixel], in the second-level cache.
 template <class T>
-class InputStage {
+class PixelStage {
   static constexpr int L = kLanes<T>;
+  static constexpr int64_t kMost = 8 * L;  // pixels; more gain nothing
 
   const ProductConvParams& p;
+  const bool dense;  // rows follow each other
 
  public:
-  static constexpr int64_t kColumns = 8 * L;       // a stage this wide,
-  static constexpr int64_t kBytes = 512 << 10;     // and this many bytes large, stays in the cache
-  static constexpr int64_t kWidth = kColumns + L;  // one column of halo on each side, whole vectors
-  const int64_t rows;                              // of input, without the halo
+  const int64_t pixels, stride;  // a line more than they take, lest channels meet in one cache set
 
-  explicit InputStage(const ProductConvParams& p)
-      : p(p), rows(max<int64_t>(1, min<int64_t>(8, kBytes / (p.cin * kWidth * int64_t{sizeof(T)} + 1) - 2))) {}
+  explicit PixelStage(const ProductConvParams& p)
+      : p(p),
+        dense(p.x_stride[2] == p.in_w * p.x_stride[3]),
+        pixels(max<int64_t>(1, min<int64_t>(kMost, (256 << 10) / (p.cin * int64_t{sizeof(T)} + 1)) / L) * L),
+        stride(pixels + L) {}
 
-  int64_t plane() const { return (rows + 2) * kWidth; }
+  int64_t bytes() const { return p.cin * stride * sizeof(T); }
 
-  // stage[channel][row][column] = the input around the band, with one pixel of halo, zero outside the image.
-  void fill(T* stage, int64_t b, int64_t h0, int64_t w0, int64_t height, int64_t width) const {
-    dispatch_dtype<T>(p.dtype, [&]<class S>() { fill<S>(stage, b, h0, w0, height, width); });
+  // stage[channel][k] = pixel first + k of image b, counted through its rows, for k < n.
+  void fill(T* stage, int64_t b, int64_t first, int64_t n) const {
+    const int64_t row = dense ? p.in_h * p.in_w : p.in_w;
+    dispatch_dtype<T>(p.dtype, [&]<class S>() {
+      const S* const image = static_cast<const S*>(p.x) + b * p.x_stride[0];
+      for (int64_t k = 0; k < n;) {
+        const int64_t h = (first + k) / row, w = (first + k) % row, length = min(n - k, row - w);
+        const S* const from = image + h * p.x_stride[2] + w * p.x_stride[3];
+        p.x_stride[1] == 1 ? fill_channels_last(stage + k, from, length) : fill_planar(stage + k, from, length);
+        k += length;
+      }
+    });
+    if (image_view(p).is_mapped()) map(stage, b, n);
   }
 
  private:
   template <class S>
-  void fill(T* stage, int64_t b, int64_t h0, int64_t w0, int64_t height, int64_t width) const {
-    const S* image = static_cast<const S*>(p.x) + b * p.x_stride[0];
-    const int64_t first = max<int64_t>(0, w0 - 1), last = min(p.in_w, w0 + width + 1);
-    for (int64_t i = 0; i < height + 2; ++i) {
-      const int64_t h = h0 + i - 1;
-      const bool inside = h >= 0 && h < p.in_h;
-      T* const to = stage + i * kWidth;
-      for (int64_t c = 0; c < p.cin; ++c)
-        if (!inside || w0 == 0 || last < w0 + width + 1) std::memset(to + c * plane(), 0, kWidth * sizeof(T));
-      if (!inside) continue;
-      const S* row = image + h * p.x_stride[2];
-      p.x_stride[1] == 1 ? fill_channels_last(to, row, w0, first, last) : fill_planar(to, row, w0, first, last);
-      if (image_view(p).is_mapped()) map(to, b, w0, first, last);
-    }
-  }
-
-  template <class S>
-  void fill_channels_last(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
-    for (int64_t c = 0; c < p.cin; c += L)
-      for (int64_t w = first; w < last; w += L) {
-        const int64_t n = min<int64_t>(L, last - w);
+  void fill_channels_last(T* to, const S* from, int64_t n) const {
+    for (int64_t w = 0; w < n; w += L)
+      for (int64_t c = 0; c < p.cin; c += L) {
+        const int64_t count = min<int64_t>(L, n - w);
+        const S* const x = from + w * p.x_stride[3] + c;
         Vec<T> r[L];
-        for (int k = 0; k < L; ++k) r[k] = k < n ? load(row + (w + k) * p.x_stride[3] + c, p.cin - c) : Vec<T>{};
-        transpose<T>(r);
-        for (int k = 0; k < min<int64_t>(L, p.cin - c); ++k) store(to + (c + k) * plane() + w - w0 + 1, r[k], n);
+        if (count == L && p.cin - c >= L) {
+          UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(x + k * p.x_stride[3]);
+          transpose<T>(r);
+          UNROLL(16) for (int k = 0; k < L; ++k) store(to + (c + k) * stride + w, r[k]);
+        } else {
+          Vec<T> part[L] = {};
+          for (int k = 0; k < count; ++k) part[k] = load(x + k * p.x_stride[3], p.cin - c);
+          std::memcpy(r, part, sizeof(r));
+          transpose<T>(r);
+          std::memcpy(part, r, sizeof(r));
+          for (int k = 0; k < min<int64_t>(L, p.cin - c); ++k) store(to + (c + k) * stride + w, part[k], count);
+        }
       }
   }
 
   template <class S>
-  void fill_planar(T* to, const S* row, int64_t w0, int64_t first, int64_t last) const {
-    for (int64_t c = 0; c < p.cin; ++c) {
-      const S* from = row + c * p.x_stride[1];
-      for (int64_t w = first; w < last; w += L) {
-        S part[L];
-        const S* x = from + w;
-        const int64_t n = min<int64_t>(L, last - w);
+  void fill_planar(T* to, const S* from, int64_t n) const {
+    constexpr int kAhead = 4;  // planes lie far apart, which no prefetcher foresees
+    for (int64_t c = 0; c < p.cin; ++c, from += p.x_stride[1], to += stride)
+      for (int64_t w = 0; w < n; w += L) {
+        const S* x = from + w * p.x_stride[3];
+        const int64_t count = min<int64_t>(L, n - w);
+        S part[L] = {};
         if (p.x_stride[3] != 1) {
-          for (int64_t k = 0; k < n; ++k) part[k] = from[(w + k) * p.x_stride[3]];
+          for (int64_t k = 0; k < count; ++k) part[k] = x[k * p.x_stride[3]];
           x = part;
+        } else if (c + kAhead < p.cin) {
+          __builtin_prefetch(x + kAhead * p.x_stride[1], 0, 2);
         }
-        store(to + c * plane() + w - w0 + 1, load(x, n), n);
+        store(to + w, load(x, count), count);
       }
-    }
   }
 
   // x_activation(x * x_scale + x_shift) of what was filled.
-  void map(T* to, int64_t b, int64_t w0, int64_t first, int64_t last) const {
+  void map(T* stage, int64_t b, int64_t n) const {
     dispatch_activation(p.x_activation, [&]<Activation A>() {
       for (int64_t c = 0; c < p.cin; ++c) {
         const int64_t channel = b * p.cin + c;
         const T scale = p.x_scale ? static_cast<const T*>(p.x_scale)[channel] : T(1);
         const T shift = p.x_shift ? static_cast<const T*>(p.x_shift)[channel] : T(0);
-        T* const row = to + c * plane() - w0 + 1;
-        for (int64_t w = first; w < last; w += L)
-          store(row + w, activate<A, T>(load(row + w, last - w) * scale + shift), last - w);
+        T* const x = stage + c * stride;
+        for (int64_t k = 0; k < n; k += L) store(x + k, activate<A, T>(load(x + k, n - k) * scale + shift), n - k);
       }
     });
   }
@@ -103,110 +110,169 @@ class InputStage {
 template <class Alg, class T, int kCout>
 class FewChannels {
   static constexpr int L = kLanes<T>, kScale = Alg::kScale, kSpan = Alg::kSpan;
-  static constexpr int kWeights = kScale * kScale * kSpan * kSpan, kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
-  // Vectors of pixels that are summed at a time: two multipliers of four cycles want eight sums in flight.
-  static constexpr int64_t kVectors = kScale == 1 ? 2 : 1;
-  static constexpr int64_t kColumns = InputStage<T>::kColumns, kWidth = InputStage<T>::kWidth;
+  static constexpr int kTaps = sizeof(Alg::kTaps[0][0]) / sizeof(int);
+  // What a row of the kernel makes of a pixel, [tap][channel], for so many vectors of pixels at a time.
+  static constexpr int kSums = kTaps * kCout;
+  static constexpr int kVectors = kRows * kPanelVectors / kSums > 1 ? kRows * kPanelVectors / kSums : 1;
 
   const ProductConvParams& p;
-  const int64_t blocks_h, blocks_w;  // of output
-  const InputStage<T> input;
+  const PixelStage<T> input;
+  int64_t rows, plane;  // of input to a band, without its halo, and of products
+
+  // The first and the last row that a row of the kernel is multiplied with, from the first and the last of a band.
+  static constexpr int first_offset(int tap) {
+    for (int d = -1;; ++d)
+      for (int a = 0; a < kScale; ++a)
+        if (d - a + 1 >= 0 && d - a + 1 < kSpan && Alg::kTaps[a][d - a + 1][tap]) return d;
+  }
+  static constexpr int last_offset(int tap) {
+    for (int d = 1;; --d)
+      for (int a = 0; a < kScale; ++a)
+        if (d - a + 1 >= 0 && d - a + 1 < kSpan && Alg::kTaps[a][d - a + 1][tap]) return d;
+  }
 
  public:
-  explicit FewChannels(const ProductConvParams& p)
-      : p(p), blocks_h(ceil_div(p.out_h, kScale)), blocks_w(ceil_div(p.out_w, kScale)), input(p) {}
+  // Products of a band stay in the second-level cache beside the stage. Four bands or more for every thread, since some
+  // are quicker than others, but of four rows or more, since halos are read twice.
+  explicit FewChannels(const ProductConvParams& p) : p(p), input(p) {
+    constexpr int64_t kBytes = 384 << 10;
+    const int64_t threads = num_threads(), height = ceil_div(p.out_h, kScale);
+    const int64_t fit = max<int64_t>(1, kBytes / (kTaps * kSums * p.in_w * int64_t{sizeof(T)}) - 2);
+    const int64_t share = threads == 1 ? height : max<int64_t>(4, ceil_div(p.batch * height, 4 * threads));
+    rows = ceil_div(height, ceil_div(height, min(fit, share)));
+    plane = round_up((rows + 2) * p.in_w, L) + 3 * L;  // what whole vectors reach
+  }
 
   void run(const PackWeightParams& w) const {
-    const int64_t rows = input.rows, bands = ceil_div(blocks_h, rows), columns = ceil_div(blocks_w, kColumns);
-    const size_t bytes = p.cin * kCout * kWeights * sizeof(T);
+    const int64_t bands = ceil_div(ceil_div(p.out_h, kScale), rows), items = p.batch * bands;
+    const size_t bytes = kTaps * kSums * p.cin * sizeof(T);
     T* const weights = static_cast<T*>(allocate(bytes));
-    fold(w, weights);
-    const int64_t items = p.batch * bands * columns;
+    dispatch_dtype<T>(w.dtype, [&]<class S>() { order<S>(w, weights); });
     parallel_claim(items, [&](const auto& claim) {
-      T* const stage = static_cast<T*>(workspace(p.cin * input.plane() * sizeof(T)));
+      T* const stage = static_cast<T*>(workspace(input.bytes() + kTaps * kSums * plane * sizeof(T)));
+      T* const products = stage + p.cin * input.stride;
       for (int64_t item; (item = claim()) < items;) {
-        const int64_t b = item / (bands * columns), h0 = item / columns % bands * rows, w0 = item % columns * kColumns;
-        const int64_t height = min(rows, blocks_h - h0), width = min(kColumns, blocks_w - w0);
-        input.fill(stage, b, h0, w0, height, width);
-        for (int64_t h = 0; h < height; ++h)
-          for (int64_t x = 0; x < width; x += kVectors * L) {
-            const int64_t n = min(kVectors * L, width - x);
-            n > L ? convolve<kVectors>(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, n)
-                  : convolve<1>(stage + h * kWidth + x, weights, b, h0 + h, w0 + x, n);
-          }
+        const int64_t b = item / bands, h0 = item % bands * rows;
+        const int64_t h1 = min(h0 + rows, ceil_div(p.out_h, kScale));
+        multiply(stage, weights, products, b, h0, h1);
+        for (int64_t h = h0; h < h1; ++h)
+          unrolled<kScale>([&]<int a>() {
+            if (h * kScale + a < p.out_h) combine<a>(products, b, h0, h);
+          });
       }
     });
     release(weights, bytes);
   }
 
  private:
-  // [cin][cout][row in the block of kScale][column][row of kSpan][column]: sums of the weights that meet the same
-  // pixel.
-  void fold(const PackWeightParams& w, T* to) const {
-    const auto each = [](const auto& f) {
-      for (int row = 0; row < kScale; ++row)
-        for (int col = 0; col < kScale; ++col)
-          for (int i = 0; i < kSpan; ++i)
-            for (int j = 0; j < kSpan; ++j) f(Alg::kTaps[row][i], Alg::kTaps[col][j]);
-    };
-    for (int64_t ci = 0; ci < p.cin; ++ci)
-      for (int64_t co = 0; co < kCout; ++co) {
-        T taps[kTaps * kTaps][L];
-        dispatch_dtype<T>(w.dtype, [&]<class S>() { gather_taps<S, kTaps, T>(w, co, ci, 1, taps); });
-        each([&](const int (&rows)[kTaps], const int (&cols)[kTaps]) {
-          T sum = 0;
-          for (int a = 0; a < kTaps; ++a)
-            for (int b = 0; b < kTaps; ++b)
-              if (rows[a] && cols[b]) sum += taps[a * kTaps + b][0];
-          *to++ = sum;
-        });
+  // [kernel row][cin][tap][cout]
+  template <class S>
+  void order(const PackWeightParams& w, T* to) const {
+    for (int64_t co = 0; co < kCout; ++co)
+      for (int64_t ci = 0; ci < p.cin; ++ci) {
+        const S* const from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
+        for (int s = 0; s < kTaps; ++s)
+          for (int t = 0; t < kTaps; ++t)
+            to[(s * p.cin + ci) * kSums + t * kCout + co] = to_compute(from[s * w.w_stride[2] + t * w.w_stride[3]]);
       }
   }
 
-  // The block of kScale x kScale output pixels of every channel for each of n <= V * L input pixels in a row.
-  template <int V>
-  void convolve(const T* stage, const T* weights, int64_t b, int64_t h, int64_t w, int64_t n) const {
-    Vec<T> y[V][kCout][kScale][kScale] = {};
-    for (int64_t c = 0; c < p.cin; ++c, stage += input.plane()) {
-      Vec<T> x[V][3][3];
-      UNROLL(2)
-      for (int v = 0; v < V; ++v) UNROLL(3)
-      for (int i = 0; i < 3; ++i)
-        UNROLL(3) for (int j = 0; j < 3; ++j) x[v][i][j] = load(stage + i * kWidth + j + v * L);
-      UNROLL(4)
-      for (int co = 0; co < kCout; ++co, weights += kWeights) UNROLL(16)
-      for (int i = 0; i < kWeights; ++i) {
-        const int row = i / (kScale * kSpan * kSpan), col = i / (kSpan * kSpan) % kScale;
-        UNROLL(2)
-        for (int v = 0; v < V; ++v) y[v][co][row][col] += x[v][row + i / kSpan % kSpan][col + i % kSpan] * weights[i];
-      }
+  // products[kernel row][tap][cout][pixel], L elements on, for a band and the rows around it as far as they are read.
+  void multiply(T* stage, const T* weights, T* products, int64_t b, int64_t h0, int64_t h1) const {
+    const int64_t top = max<int64_t>(0, h0 - 1), bottom = min(p.in_h, h1 + 1), end = (bottom - top) * p.in_w;
+    for (int64_t k = 0; k < end; k += input.pixels) {
+      const int64_t n = min(input.pixels, end - k);
+      input.fill(stage, b, top * p.in_w + k, n);
+      unrolled<kTaps>([&]<int s>() {
+        const int64_t from = max(k, (h0 + first_offset(s) - top) * p.in_w);
+        const int64_t to = min(k + n, (h1 + last_offset(s) - top) * p.in_w);
+        multiply<kVectors>(stage - k, weights + s * p.cin * kSums, products + s * kSums * plane + L, from, to);
+      });
     }
-    dispatch_dtype<T>(p.dtype, [&]<class S>() {
-      for (int v = 0; v < V; ++v)
-        for (int co = 0; co < kCout; ++co) finish<S>(co, &y[v][co][0][0], b, h, w + v * L, min<int64_t>(L, n - v * L));
+  }
+
+  // As many pixels at a time as are left. What is written behind the last is written again, or never read.
+  template <int V>
+  void multiply(const T* stage, const T* weights, T* products, int64_t k, int64_t end) const {
+    for (; end - k > (V - 1) * L; k += V * L) multiply_pixels<V>(stage + k, weights, products + k);
+    if constexpr (V > 1) multiply<V / 2>(stage, weights, products, k, end);
+  }
+
+  template <int V>
+  NOINLINE void multiply_pixels(const T* x, const T* w, T* to) const {
+    Vec<T> sums[kSums][V] = {};
+    for (int64_t c = 0; c < p.cin; ++c, x += input.stride, w += kSums) UNROLL(16)
+    for (int i = 0; i < kSums; ++i) UNROLL(8) for (int v = 0; v < V; ++v) sums[i][v] += load(x + v * L) * w[i];
+    UNROLL(16)
+    for (int i = 0; i < kSums; ++i) UNROLL(8) for (int v = 0; v < V; ++v) store(to + i * plane + v * L, sums[i][v]);
+  }
+
+  // Row a of the blocks of outputs in one row of input.
+  template <int a>
+  void combine(const T* products, int64_t b, int64_t h0, int64_t h) const {
+    const int64_t pixel = p.y_channels_last ? kCout : 1, channel = p.y_channels_last ? 1 : p.out_h * p.out_w;
+    const int64_t first = b * kCout * p.out_h * p.out_w + (h * kScale + a) * p.out_w * pixel;
+    const T* const origin = products + L - max<int64_t>(0, h0 - 1) * p.in_w;
+    ChannelMap<T> map[kCout];
+    for (int co = 0; co < kCout; ++co) map[co] = channel_map<T>(p, co, 1);
+    for (int64_t w = 0; w * kScale < p.out_w; w += L) {
+      const int64_t n = min<int64_t>(kScale * L, p.out_w - w * kScale);
+      T line[kCout * kScale * L];  // as y has it
+      for (int co = 0; co < kCout; ++co) {
+        Vec<T> sums[kScale] = {};
+        accumulate<a>(origin + co * plane, h, w, sums);
+        T* const to = p.y_channels_last ? line + co : line + co * kScale * L;
+        for (int c = 0; c < kScale; ++c) {
+          const Vec<T> y = sums[c] * map[co].scale[0] + map[co].shift[0];
+          if (pixel * kScale == 1)
+            store(to, y);
+          else
+            for (int k = 0; k < L; ++k) to[(k * kScale + c) * pixel] = y[k];
+        }
+      }
+      dispatch_dtype<T>(p.dtype, [&]<class S>() {
+        if (p.y_channels_last) return finish<S>(line, first + w * kScale * pixel, n * pixel);
+        for (int co = 0; co < kCout; ++co) finish<S>(line + co * kScale * L, first + co * channel + w * kScale, n);
+      });
+    }
+  }
+
+  // The products that meet in output a of the blocks from w on, for each column of the block.
+  template <int a>
+  INLINE void accumulate(const T* products, int64_t h, int64_t w, Vec<T>* sums) const {
+    using Lane = std::remove_reference_t<decltype(Bits<T>{}[0])>;
+    Bits<T> lane;  // the column of each
+    for (int k = 0; k < L; ++k) lane[k] = Lane(w + k);
+    const Bits<T> has_left = lane > 0, has_right = lane < Lane(p.in_w - 1);
+    const Bits<T> is_inside = lane < Lane(p.in_w);  // the last block of an odd transposed convolution is not
+    unrolled<kSpan * kTaps>([&]<int r>() __attribute__((always_inline)) {
+      constexpr int i = r / kTaps, s = r % kTaps, row = a + i - 1;
+      if constexpr (Alg::kTaps[a][i][s]) {
+        if (h + row < 0 || h + row >= p.in_h) return;
+        const T* const from = products + s * kSums * plane + (h + row) * p.in_w + w;
+        unrolled<kScale * kSpan * kTaps>([&]<int q>() __attribute__((always_inline)) {
+          constexpr int c = q / (kSpan * kTaps), j = q / kTaps % kSpan, t = q % kTaps, column = c + j - 1;
+          if constexpr (Alg::kTaps[c][j][t]) {
+            const Vec<T> x = load(from + t * kCout * plane + column);
+            if constexpr (column == 0 && kScale == 1)
+              sums[c] += x;
+            else
+              sums[c] += select<T>(column < 0 ? has_left : column > 0 ? has_right : is_inside, x, Vec<T>{});
+          }
+        });
+      }
     });
   }
 
+  // n sums that lie side by side in y, from element `first` on.
   template <class S>
-  void finish(int co, Vec<T>* y, int64_t b, int64_t h, int64_t w, int64_t n) const {
-    const ChannelMap<T> map = channel_map<T>(p, co, 1);
-    const int64_t channel = p.y_channels_last ? 1 : p.out_h * p.out_w, pixel = p.y_channels_last ? kCout : 1;
-    const int64_t corner = b * kCout * p.out_h * p.out_w + co * channel + (h * p.out_w + w) * kScale * pixel;
-    const auto at = [&](int i, int64_t k) { return corner + (i / kScale * p.out_w + k * kScale + i % kScale) * pixel; };
-    // Of the last block, what lies inside the output.
-    const auto count = [&](int i) {
-      return h * kScale + i / kScale < p.out_h ? min(n, ceil_div(p.out_w - i % kScale, kScale) - w) : 0;
-    };
-    for (int i = 0; i < kScale * kScale; ++i) {
-      y[i] = y[i] * map.scale[0] + map.shift[0];
-      for (int64_t k = 0; p.residual && k < count(i); ++k)
-        y[i][k] += to_compute(static_cast<const S*>(p.residual)[at(i, k)]);
+  void finish(const T* line, int64_t first, int64_t n) const {
+    for (int64_t k = 0; k < n; k += L) {
+      Vec<T> y = load(line + k);
+      if (p.residual) y += load(static_cast<const S*>(p.residual) + first + k, n - k);
+      if (p.activation != Activation::linear) activate_all<T>(p.activation, &y, 1);
+      store(static_cast<S*>(p.y) + first + k, y, n - k);
     }
-    if (p.activation != Activation::linear) activate_all<T>(p.activation, y, kScale * kScale);
-    S* const to = static_cast<S*>(p.y);
-    if (kScale == 1 && pixel == 1) return store(to + at(0, 0), y[0], n);
-    for (int i = 0; i < kScale * kScale; ++i)
-      for (int64_t k = 0; k < count(i); ++k) to[at(i, k)] = from_compute<S>(y[i][k]);
   }
 };
 

@@ -45,7 +45,7 @@ struct WinogradF4Weight {
   static constexpr int kInputOf[kProducts] = {0, 1, 2, 3, 4, 5}, kGradientOf[kProducts] = {0, 1, 2, 3, 4, 5};
 };
 
-// Up to four output channels, where panels of 32 would be mostly empty: nine products a pixel, lanes are pixels.
+// Up to four output channels, where panels of 32 would be mostly empty.
 struct Conv2dFew {
   static constexpr int kScale = 1, kSpan = 3;
   static constexpr int kTaps[kScale][kSpan][3] = {{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};

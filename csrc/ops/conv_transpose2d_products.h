@@ -162,7 +162,7 @@ struct ConvTranspose3WeightF2 {
   static constexpr int kInputOf[kProducts] = {0, 1, 2, 3, 4}, kGradientOf[kProducts] = {0, 1, 2, 0, 1};
 };
 
-// Up to four output channels: four 2x2 convolutions, one for each parity of output row and column.
+// Up to four output channels: which products with the weights meet in an output of either parity.
 struct ConvTranspose4Few {
   static constexpr int kScale = 2, kSpan = 2;
   static constexpr int kTaps[kScale][kSpan][4] = {{{0, 0, 0, 1}, {0, 1, 0, 0}}, {{0, 0, 1, 0}, {1, 0, 0, 0}}};

@@ -40,8 +40,8 @@ struct UpsampleWeight {
   static constexpr int kInputOf[kProducts] = {0, 1, 2, 0, 2}, kGradientOf[kProducts] = {0, 1, 2, 3, 4};
 };
 
-// Up to four output channels, where panels of 32 would be mostly empty: the upsampling folded into four 2x2
-// convolutions, one for each parity of output row and column.
+// Up to four output channels, where panels of 32 would be mostly empty: which products with the nine weights meet in an
+// output of either parity.
 struct UpsampleFew {
   static constexpr int kScale = 2, kSpan = 2;
   static constexpr int kTaps[kScale][kSpan][3] = {{{1, 0, 0}, {0, 1, 1}}, {{1, 1, 0}, {0, 0, 1}}};

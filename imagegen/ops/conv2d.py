@@ -32,12 +32,13 @@ def conv2d(
 
     On CPU it is Winograd's F(4x4, 3x3), 2.25 multiplications per output pixel and pair of channels instead of 9, or
     F(2x2, 3x3), 4 instead of 9: where its smaller tiles take fewer, in images up to about 8x8, and for bfloat16 on
-    machines with bfloat16 dot products. Up to four output channels are convolved directly.
+    machines with bfloat16 dot products. It is direct to at most four channels, from at most three, and from four to at
+    most 128.
     `imagegen.info(verbose=True)` names the choice for some shapes. float32 errs by about 3e-6.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.
-        weight: (Cout, C, 3, 3) in x's dtype. Its transform is cached until its content changes.
+        weight: (Cout, C, 3, 3) in x's dtype. Its transform, if it has one, is cached until its content changes.
         bias: (Cout,) in x's dtype, or None.
         activation: "linear", "relu", "lrelu" (slope 0.2), "silu", "gelu", "tanh" or "sigmoid".
         residual: (B, Cout, H, W) in x's dtype, or None.

@@ -15,7 +15,8 @@ native = torch.ops.imagegen
 WINOGRAD = 2e-5  # the bound of the numeric contract; 1e-6 to 4e-6 is what it takes
 
 # (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours; either side of few channels, of panels and of
-# pairs; images of either algorithm's tiles, and less than one of them.
+# pairs; images of either algorithm's tiles, and less than one of them; of few channels, more rows and columns than are
+# staged at a time, rows of one vector and of a part of one.
 SHAPES = [
     (1, 1, 1, 1, 1),
     (2, 19, 35, 5, 7),
@@ -27,6 +28,12 @@ SHAPES = [
     (1, 130, 64, 15, 17),
     (5, 40, 40, 2, 2),
     (2, 7, 37, 9, 107),
+    (2, 3, 70, 19, 40),
+    (1, 4, 33, 5, 150),
+    (3, 1, 19, 7, 16),
+    (1, 3, 5, 11, 6),
+    (1, 600, 2, 9, 7),
+    (2, 21, 1, 30, 45),
 ]
 
 
@@ -70,12 +77,18 @@ def test_all_fused(shape, layout, dtype, capability):
     check(ours("silu", "relu"), plain("silu", "relu"), *make(shape, dtype, layout), fp32=WINOGRAD, gradients=False)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 7, 5, 6), (2, 5, 4, 5, 6)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_few_channels_in_double(layout, shape):
+    check(ours("silu", "relu"), plain("silu", "relu"), *make(shape, torch.float64, layout))
+
+
 def test_gradients_of_all(capability):
     check(ours("silu", "gelu"), plain("silu", "gelu"), *make((2, 21, 36, 9, 6)), fp32=WINOGRAD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6), (2, 5, 34, 9, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6), (2, 5, 34, 9, 9), (2, 3, 34, 9, 20)], ids=str)
 def test_layouts(layout, shape, capability):
     x, w, b, r, s, t = make(shape, layout=layout)
     y = check(ours(), plain(), x, w, b, fp32=WINOGRAD)
@@ -121,9 +134,9 @@ def test_weight_gradient_in_blocks(capability):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("cout", [3, 18])
-def test_activations(activation, cout, capability):
-    tensors = make((2, 9, cout, 5, 6))
+@pytest.mark.parametrize("cin, cout", [(9, 3), (3, 18), (9, 18)])
+def test_activations(activation, cin, cout, capability):
+    tensors = make((2, cin, cout, 5, 6))
     for pair in (activation, "linear"), ("linear", activation):
         check(ours(*pair), plain(*pair), *tensors[:3], fp32=WINOGRAD, gradients=False)
 
@@ -134,7 +147,7 @@ def test_factors_in_half_precision():
     assert torch.equal(y, ops.conv2d(x, w, b, scale=s.bfloat16().float(), shift=t.bfloat16().float()))
 
 
-@pytest.mark.parametrize("cin", [5, 17])
+@pytest.mark.parametrize("cin", [3, 5, 17])
 def test_zero_padding_is_not_mapped(cin):
     # Every activation of 0 * scale + 7 is far from 0: were the border mapped like the image, the corners would show it.
     x, w, b, _, s, t = make((1, cin, 20, 6, 6))
@@ -184,9 +197,9 @@ def test_more_than_two_to_the_31_elements():
     assert torch.equal(native.conv2d_backward_weight(grad, x), native.conv2d_backward_weight(grad, x.clone()))
 
 
-@pytest.mark.parametrize("cout", [3, 20])
-def test_bit_identical_for_any_number_of_threads(cout):
-    x, w, b, r, s, t = make((2, 40, cout, 33, 31))
+@pytest.mark.parametrize("cin, cout", [(40, 3), (3, 40), (40, 20)])
+def test_bit_identical_for_any_number_of_threads(cin, cout):
+    x, w, b, r, s, t = make((2, cin, cout, 33, 31))
     results = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
@@ -196,8 +209,9 @@ def test_bit_identical_for_any_number_of_threads(cout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_image_of_a_batch_is_the_image_alone():
-    x, w, b, *_ = make((3, 20, 18, 9, 7))  # a size where all tiles together would suit the other algorithm
+@pytest.mark.parametrize("cin, cout", [(20, 18), (20, 3), (3, 20)])
+def test_image_of_a_batch_is_the_image_alone(cin, cout):
+    x, w, b, *_ = make((3, cin, cout, 9, 7))  # a size where all tiles together would suit the other algorithm
     y = ops.conv2d(x, w, b)
     for i in range(3):
         assert torch.equal(y[i : i + 1], ops.conv2d(x[i : i + 1], w, b))
