@@ -10,7 +10,7 @@ template <Activation A, class T>
 INLINE Vec<T> activate(Vec<T> x, T alpha = T(kLreluSlope)) {
   if constexpr (A == Activation::relu) return select<T>(x < T(0), Vec<T>{}, x);
   if constexpr (A == Activation::lrelu) return select<T>(x < T(0), x * alpha, x);
-  if constexpr (A == Activation::silu) return x * sigmoid<T>(x);
+  if constexpr (A == Activation::silu) return x / one_plus_exp_minus(x);
   if constexpr (A == Activation::gelu) return T(0.5) * x * (T(1) + erf(x * T(0.70710678118654752)));
   if constexpr (A == Activation::tanh) return tanh(x);
   if constexpr (A == Activation::sigmoid) return sigmoid<T>(x);

@@ -401,23 +401,9 @@ INLINE Vec<double> log(Vec<double> x) {
   return x;
 }
 
-// 1 / d for d from 2^-125 to 2^126, relative error below 1e-7: with it SiLU takes a tenth less than by division on
-// Zen 5.
-INLINE Vec<float> reciprocal(Vec<float> d) {
-#if defined(__AVX512F__)
-  const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)d);
-  return r + r * (1.0f - d * r);
-#else
-  return 1.0f / d;
-#endif
-}
-INLINE Vec<double> reciprocal(Vec<double> d) {
-  return 1.0 / d;
-}
-
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
-  return reciprocal(one_plus_exp_minus(x));
+  return T(1) / one_plus_exp_minus(x);
 }
 
 INLINE Vec<float> tanh(Vec<float> x) {

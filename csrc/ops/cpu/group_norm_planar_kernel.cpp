@@ -6,13 +6,9 @@ namespace {
 // Work is cut into pieces by shape alone, so that sums are the same for any number of threads.
 constexpr int64_t kPlanarPiece = 4096;  // elements of one group: in float, half of L1
 
-// Groups up to this size keep dz between the sweeps of the backward: out of the caches it is
-// read again faster than worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for
-// that.
+// Groups up to this size keep dz between the sweeps of the backward: out of the caches it is read again faster than
+// worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for that.
 constexpr int64_t kKeptBytes = int64_t{1} << 20;
-
-constexpr int64_t kPrefetchedBytes = int64_t{256} << 10;  // of the next group
-constexpr int64_t kAhead = 256;                           // elements of y: a kilobyte of float
 
 // From sums of (x - pivot) and its square. The pivot is the mean of a sixteenth or more of the elements, so the
 // subtraction loses at most four bits even where |mean| is far above the deviation.
@@ -114,18 +110,17 @@ struct PlanarGroupNorm : GroupNorm<S> {
     });
   }
 
-  // The distance from a piece to that of the next unit, as far as that fits in L2 beside this one; 0 beyond.
-  int64_t to_next_unit(int64_t unit, int64_t piece) const {
-    if (piece * kPlanarPiece * int64_t{sizeof(S)} >= kPrefetchedBytes) return 0;
+  // The distance from x of a unit to that of the next.
+  int64_t to_next_unit(int64_t unit) const {
     const int64_t next_group = group_channels * p.x_c_stride;
     return (unit + 1) % p.groups ? next_group : p.x_batch_stride - (p.groups - 1) * next_group;
   }
 
-  // kKeep finds dz, which is past the activation, in y. The forward fetches the next unit's x, which is then read from
-  // L2, and lines of y before they are written to: 10-20 % at 8 MB.
+  // kKeep finds dz, which is past the activation, in y. The forward fetches x of the next unit, which is read after
+  // this.
   template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
   void write(int64_t unit, int64_t piece, bool goes_on) const {
-    [[maybe_unused]] const int64_t ahead = goes_on ? to_next_unit(unit, piece) : 0;
+    [[maybe_unused]] const int64_t ahead = goes_on ? to_next_unit(unit) : 0;
     for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<kBackward>(k, b * padded + c);
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
@@ -134,8 +129,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
         if constexpr (kKeep) grad = y;
         int64_t i = 0;
         for (; i + L <= length; i += L) {
-          if constexpr (!kBackward) __builtin_prefetch(x + i + ahead, 0, 2);
-          if constexpr (!kBackward && !kStream) __builtin_prefetch(y + i + kAhead, 1, 3);
+          if constexpr (!kBackward) __builtin_prefetch(x + i + ahead, 0, 3);
           if constexpr (kBackward)
             put<kStream>(y + i, gradient<A, T>(load(x + i), load(grad + i), kc, p.activation));
           else
@@ -157,7 +151,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
     Moments* moments;
     T* none;
     allocate(units * pieces, 0, &moments, &none);
-    two_sweeps(
+    two_sweeps<true>(
         units, pieces, group_channels * p.pixels,
         [&](int64_t unit, int64_t piece) {
           if (!p.moments) moments[unit * pieces + piece] = piece_moments(unit, piece);
@@ -184,7 +178,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
     T* sums;
     allocate(0, units * pieces * width, &none, &sums);
     start_backward();
-    two_sweeps(
+    two_sweeps<false>(
         units, pieces, group_channels * p.pixels,
         [&](int64_t unit, int64_t piece) {
           T* out = sums + (unit * pieces + piece) * width;

@@ -11,9 +11,9 @@ namespace {
 constexpr int64_t kSample = 16;    // one element in so many gives the pivot of a piece
 constexpr int64_t kGrain = 32768;  // elements that are worth a thread
 
-// Outputs from this size on are stored past the caches: read and written through them, an output of 16 MB costs its own
-// memory's traffic again (1.4x in all), while a smaller one is still in cache when the next layer reads it.
-constexpr int64_t kStreamedBytes = int64_t{12} << 20;
+// Outputs from this size on are stored past the caches: through them an output of 8 MB costs its own memory's traffic
+// again, 1.4x in all even where the next layer then reads it from memory; at 4 MB that reading costs what this gains.
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 // Mean and centred sum of squares of n elements.
 struct Moments {
@@ -129,18 +129,26 @@ INLINE void put(S* p, Vec<Compute<S>> v) {
 // The activation is chosen within a piece: outside, the threads' code would be built for each.
 //
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
-// whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first
-// read last is still there. second is told whether the thread goes on to the next unit.
-template <class First, class Finish, class Second>
+// whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first read
+// last is still there. Where kOverlap, a thread instead reads the next unit, piece by piece, while it writes this one,
+// both forwards: loads from memory then overlap arithmetic and stores. second is told whether first takes the same
+// piece of the next unit after it.
+template <bool kOverlap, class First, class Finish, class Second>
 INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, const First& first, const Finish& finish,
                        const Second& second) {
   const int64_t grain = ceil_div(kGrain, max<int64_t>(unit_elements, 1)), threads = num_threads();
   if (units % threads == 0 || units >= 8 * threads || units * unit_elements <= kGrain) {
     parallel_for(units, grain, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        for (int64_t i = 0; i < pieces; ++i) first(unit, i);
+        const bool goes_on = kOverlap && unit + 1 < end;
+        if (!kOverlap || unit == begin)
+          for (int64_t i = 0; i < pieces; ++i) first(unit, i);
         finish(unit);
-        for (int64_t i = pieces - 1; i >= 0; --i) second(unit, i, unit + 1 < end);
+        for (int64_t i = 0; i < pieces; ++i) {
+          const int64_t piece = kOverlap ? i : pieces - 1 - i;
+          second(unit, piece, goes_on);
+          if (goes_on) first(unit + 1, piece);
+        }
       }
       finish_streams();
     });
