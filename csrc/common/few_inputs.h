@@ -241,10 +241,13 @@ class FewInputs {
   INLINE void finish(const Block& to, Vec<T> (&y)[kSharing][V]) const {
     S* const first = static_cast<S*>(p.y) + to.first;
     const bool streamed = is_streamed<S>(p), whole = to.lanes[0] == L && (V == 1 || to.lanes[V - 1] == L);
+    // The pixels that the next block will write: up to a fifth of the time where their lines are in no cache.
+    const bool prefetched = p.y_channels_last && !streamed;
     if (!p.residual && p.activation == Activation::linear && to.n == kSharing && (whole || sizeof(S) == sizeof(T))) {
       each<V>([&](int i, int v) __attribute__((always_inline)) {
         S* const at = first + i * to.step + v * to.next;
         whole ? store(at, y[i][v], streamed) : store(at, y[i][v], to.lanes[v]);
+        if (prefetched) __builtin_prefetch(at + kSharing * to.step, 1, 3);
       });
       return;
     }
