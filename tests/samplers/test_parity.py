@@ -464,7 +464,8 @@ def check(case):
     if not (error := relative(run(sampler, torch.float32)[-1], theirs[-1])) <= SINGLE:
         # Few steps and high orders weigh what is rounded: no float32 state can do better than one rounded alone.
         forced = max(relative(run(sampler, torch.float64, keep=grid)[-1], theirs[-1]) for grid in GRIDS)
-        if not error <= 8 * forced:
+        # A step rounds up to sixteen products and sums where this rounds x and the outputs once.
+        if not error <= 16 * forced:
             return f"float32 error {error:.1e}, of which rounding the state forces {forced:.1e}"
     return None
 
