@@ -145,6 +145,7 @@ def _setup_context(ctx, inputs, output):
     x, ctx.num_groups, weight, bias, ctx.eps, scale, shift, ctx.activation = inputs[:8]
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # zeros for mean and rstd
     ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
 
 
@@ -152,6 +153,8 @@ def _backward(kernel):
     """The gradient that all kernels share; `kernel` names the operator of its first order."""
 
     def backward(ctx, grad, _grad_mean, _grad_rstd):
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 5, 6)]
         if torch.is_grad_enabled():  # create_graph=True: what comes out will be differentiated in its turn

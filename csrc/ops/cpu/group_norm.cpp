@@ -13,10 +13,11 @@ IMAGEGEN_DECLARE_KERNEL(void group_norm_innermost_kernel(const GroupNormParams&)
 
 namespace {
 
+using Format = torch::headeronly::MemoryFormat;
+
 struct Cpu {
-  static Tensor empty(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype,
-                      torch::headeronly::MemoryFormat format) {
-    return in_kept_memory(torch::stable::empty(shape, dtype, std::nullopt, x.device(), std::nullopt, format));
+  static Tensor empty(const Tensor&, const std::vector<int64_t>& shape, ScalarType dtype, Format format) {
+    return new_output(shape, dtype, format == Format::ChannelsLast);
   }
 
   static void run(const GroupNormParams& params, const Tensor&) {
