@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kHashLanes = 64;         // four AVX-512 registers: the multiplications' latency overlaps
 constexpr int64_t kPiece = 256 << 10;  // bytes hashed by one thread at a time
-typedef uint32_t Hash __attribute__((vector_size(kHashLanes * 4)));
+constexpr int kParts = kHashLanes * 4 / kVectorBytes;
+typedef uint32_t Hash __attribute__((vector_size(kVectorBytes)));
 
 // Each step is a bijection of the hash for given data and of the data for a given hash, so no single change is lost;
 // the rotation carries high bits down, where the multiplication mixes them again.
@@ -21,19 +22,25 @@ INLINE uint64_t mix(uint64_t h, uint64_t data) {
   return h ^ h >> 29;
 }
 
-uint64_t hash_piece(const char* p, int64_t bytes) {
-  Hash h{};
-  int64_t i = 0;
-  for (; i + int64_t{sizeof(Hash)} <= bytes; i += sizeof(Hash)) {
+// One register at a time: of a vector of several, compilers keep the hash in memory.
+INLINE void mix(Hash (&h)[kParts], const char* p) {
+  UNROLL(16) for (int i = 0; i < kParts; ++i) {
     Hash data;
-    std::memcpy(&data, p + i, sizeof(data));
-    h = mix(h, data);
+    std::memcpy(&data, p + i * sizeof(Hash), sizeof(data));
+    h[i] = mix(h[i], data);
   }
-  Hash last{};
-  std::memcpy(&last, p + i, bytes - i);
-  h = mix(h, last);
+}
+
+uint64_t hash_piece(const char* p, int64_t bytes) {
+  Hash h[kParts] = {};
+  int64_t i = 0;
+  for (; i + int64_t{sizeof(h)} <= bytes; i += sizeof(h)) mix(h, p + i);
+  char last[sizeof(h)] = {};
+  std::memcpy(last, p + i, bytes - i);
+  mix(h, last);
   uint64_t total = bytes;
-  for (int lane = 0; lane < kHashLanes; ++lane) total = mix(total, h[lane]);
+  for (int lane = 0; lane < kHashLanes; ++lane)
+    total = mix(total, h[lane / (kHashLanes / kParts)][lane % (kHashLanes / kParts)]);
   return total;
 }
 
