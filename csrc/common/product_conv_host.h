@@ -27,6 +27,11 @@ inline std::optional<torch::stable::Tensor> in_compute_type(const std::optional<
   return torch::stable::contiguous(torch::stable::to(*t, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float));
 }
 
+// What is contiguous already is not sent through the dispatcher.
+inline std::optional<torch::stable::Tensor> contiguous(const std::optional<torch::stable::Tensor>& t) {
+  return !t || t->is_contiguous() ? t : torch::stable::contiguous(*t);
+}
+
 inline const void* data_of(const std::optional<torch::stable::Tensor>& t) {
   return t ? t->const_data_ptr() : nullptr;
 }

@@ -68,7 +68,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   Tensor y = new_empty_4d(x, {x.size(0), weight.size(0), x.size(2), x.size(3)}, is_channels_last(x));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(x, dtype, y);
-  const auto bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
+  const auto bias = contiguous(bias_in);
   const auto residual = like(residual_in, y);
   const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
   p.bias = data_of(bias), p.residual = data_of(residual), p.x_scale = data_of(scale), p.x_shift = data_of(shift);

@@ -50,7 +50,7 @@ Tensor conv_transpose2d_cpu(const Tensor& x, const Tensor& weight, const std::op
       new_empty_4d(x, {x.size(0), weight.size(1), size.out_h(x.size(2)), size.out_w(x.size(3))}, is_channels_last(x));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(x, dtype, y);
-  const auto bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
+  const auto bias = contiguous(bias_in);
   const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
   p.bias = data_of(bias), p.scale = data_of(scale), p.shift = data_of(shift);
   p.activation = act;

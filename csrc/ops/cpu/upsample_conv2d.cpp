@@ -31,8 +31,8 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opt
   Tensor y = new_empty_4d(x, {s.batch, s.cout, 2 * s.height, 2 * s.width}, is_channels_last(x));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(x, dtype, y);
-  const std::optional<Tensor> bias = bias_in ? std::optional(torch::stable::contiguous(*bias_in)) : std::nullopt;
-  p.bias = bias ? bias->const_data_ptr() : nullptr;
+  const std::optional<Tensor> bias = contiguous(bias_in);
+  p.bias = data_of(bias);
   p.activation = act;
   if (is_direct(p.shape())) {
     IMAGEGEN_PICK_KERNEL(upsample_conv2d_few_kernel, dtype)(p, pack_weight_params(weight, dtype));
