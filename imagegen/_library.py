@@ -23,7 +23,11 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 # The operators with a compiled kernel. Asked for once: torch.compile can trace a lookup, not the question.
 _compiled = {
-    backend: {n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("imagegen::")}
+    backend: {
+        name.removeprefix("imagegen::")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key(key)
+        if name.startswith("imagegen::")
+    }
     for backend, key in _DISPATCH_KEYS.items()
 }
 
@@ -34,24 +38,29 @@ def op(name):
     return packet and packet.default
 
 
-def past_autograd(name):
+def past_autograd(name, with_grad=None):
     """The operator `name` as a function that goes past the wrapper torch makes for gradients written in Python.
 
     The wrapper takes 20 µs a call where a gradient is asked for and 4 where none is, as long as small kernels, and
-    several times that where the caches have forgotten its code. A Function of the same gradient takes its place.
-    Tracing, autocast and torch.func go through the wrapper as always.
+    several times that where the caches have forgotten its code. A Function of the same gradient takes its place, or
+    with_grad. Tracing, autocast and torch.func go through the wrapper as always.
     """
     operator = op(name)
     if operator is None:
         return None
     run = operator._op  # what calling the operator ends in
-    tensors = itemgetter(*(i for i, a in enumerate(operator._schema.arguments) if "Tensor" in str(a.type)))
+    positions = [i for i, a in enumerate(operator._schema.arguments) if "Tensor" in str(a.type)]
+    tensors = itemgetter(*positions)
 
     def call(*args):
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()  # torch.compile traces no itemgetter
+        if torch.is_grad_enabled() and _wants_grad([args[i] for i in positions] if compiling else tensors(args)):
+            if with_grad is not None:
+                return with_grad(*args)
+            past = not compiling and name in _functions and not _is_transformed()
+            return _functions[name].apply(*args) if past else operator(*args)
+        if compiling:
             return operator(*args)
-        if torch.is_grad_enabled() and _wants_grad(tensors(args)):
-            return operator(*args) if name not in _functions or _is_transformed() else _functions[name].apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return run(*args)
 
@@ -96,7 +105,7 @@ def why_missing(name, backend):
     """None where the operator `name` has a compiled kernel for `backend`, else the reason it has not."""
     if load_error is not None:
         return load_error
-    if f"imagegen::{name}" in _compiled[backend]:
+    if name in _compiled[backend]:
         return None
     if backend == "cuda" and not _C.cuda_architectures():
         return "this build has no CUDA kernels: nvcc was not found when it was compiled, or IMAGEGEN_CUDA was OFF"

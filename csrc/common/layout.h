@@ -17,7 +17,7 @@ inline bool is_channels_last(const torch::stable::Tensor& x) {
 inline torch::stable::Tensor new_empty_4d(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
                                           bool channels_last) {
   using torch::headeronly::MemoryFormat;
-  if (x.is_cpu()) return new_output(size, x.scalar_type(), channels_last);
+  if (x.is_cpu()) return new_output(x, size, x.scalar_type(), channels_last);
   return torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }

@@ -10,9 +10,10 @@ namespace imagegen {
 // returns to the cache when torch lets go of it, from whatever thread.
 torch::stable::Tensor in_kept_memory(torch::stable::Tensor t);
 
-// An uninitialised CPU tensor, contiguous or channels_last, in kept memory if it is large. torch::stable::empty looks
-// its operator up by name, which takes a microsecond, and ten where the caches have forgotten that code.
-torch::stable::Tensor new_output(const std::vector<int64_t>& size, torch::headeronly::ScalarType dtype,
-                                 bool channels_last);
+// An uninitialised CPU tensor like x but for size and dtype, contiguous or channels_last, in kept memory if it is
+// large. torch::stable::empty looks its operator up by name, which takes a microsecond, and ten where the caches have
+// forgotten that code.
+torch::stable::Tensor new_output(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
+                                 torch::headeronly::ScalarType dtype, bool channels_last);
 
 }  // namespace imagegen

@@ -20,16 +20,16 @@ inline void copy_strides(const torch::stable::Tensor& t, int64_t (&stride)[4]) {
   for (int d = 0; d < 4; ++d) stride[d] = t.stride(d);
 }
 
+// t itself where it is contiguous already: asking torch takes 1 us.
+inline std::optional<torch::stable::Tensor> contiguous(const std::optional<torch::stable::Tensor>& t) {
+  return !t || t->is_contiguous() ? t : torch::stable::contiguous(*t);
+}
+
 inline std::optional<torch::stable::Tensor> in_compute_type(const std::optional<torch::stable::Tensor>& t,
                                                             Dtype dtype) {
   using torch::headeronly::ScalarType;
-  if (!t) return t;
-  return torch::stable::contiguous(torch::stable::to(*t, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float));
-}
-
-// What is contiguous already is not sent through the dispatcher.
-inline std::optional<torch::stable::Tensor> contiguous(const std::optional<torch::stable::Tensor>& t) {
-  return !t || t->is_contiguous() ? t : torch::stable::contiguous(*t);
+  const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  return contiguous(!t || t->scalar_type() == type ? t : torch::stable::to(*t, type));
 }
 
 inline const void* data_of(const std::optional<torch::stable::Tensor>& t) {

@@ -40,6 +40,10 @@ def choose(op, implementations, backend, x, declines=None, flop=0):
     declines(name, x) is None where that backend takes an x like this, else one sentence; without it each takes any.
     flop is what a forward of this call takes as the op's benchmark counts it: by it the measurements are asked.
     """
+    if x.is_cpu and backend is None and forced is None and forward_ad._current_level < 0:
+        run = implementations.get("cpu")  # what follows would find it too, 0.6 µs later
+        if run is not None and _library.why_missing(op, "cpu") is None and not (declines and declines("cpu", x)):
+            return run
     device = "cpu" if x.is_cpu else x.device.type  # the second takes 0.4 µs
 
     def reason_against(name):

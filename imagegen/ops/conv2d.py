@@ -54,9 +54,15 @@ def conv2d(
     Source: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin and Gray, "Fast Algorithms for Convolutional
         Neural Networks", 2016.
     """
-    _check(x, weight, bias, residual, scale, shift, input_activation, activation)
-    run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x, flop=18 * x.numel() * weight.size(0))
-    return run(x, weight, bias, residual, scale, shift, input_activation, activation)
+    arguments = x, weight, bias, residual, scale, shift, input_activation, activation
+    try:
+        run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x)
+        if run is eager.conv2d:
+            _check(*arguments)
+        return run(*arguments)
+    except Exception:  # the operator checks too; what it refuses is said here in the same words and the right type
+        _check(*arguments)
+        raise
 
 
 def _check(x, weight, bias, residual, scale, shift, input_activation, activation):
@@ -81,30 +87,30 @@ def _check(x, weight, bias, residual, scale, shift, input_activation, activation
     check_activation(op, "activation", activation)
 
 
-def _native(x, weight, bias, residual, scale, shift, input_activation, activation):
-    tensors = (x, weight, bias, residual, scale, shift)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    run = _apart if needs_grad else _fused
-    return run(*tensors, input_activation, activation)
-
-
 def _apart(x, weight, bias, residual, scale, shift, input_activation, activation):
     """The same with every step on its own: fused, what gradients are computed from would have to be computed again."""
     h = map_input(x, scale, shift, input_activation)
-    y = torch.ops.imagegen.conv2d(h, weight, bias, None, None, None, "linear", "linear")
+    y = _convolve(h, weight, bias)
     return ACTIVATIONS[activation](y if residual is None else y + residual.to(y.dtype))
 
 
-_fused = _library.past_autograd("conv2d")
+def _convolve(x, weight, bias=None):
+    return _conv2d(x, weight, bias, None, None, None, "linear", "linear")
 
-_IMPLEMENTATIONS = {"eager": eager.conv2d, "cpu": _native}
+
+_conv2d = _library.past_autograd("conv2d")
+_backward_input = _library.past_autograd("conv2d_backward_input")
+_backward_weight = _library.past_autograd("conv2d_backward_weight")
+
+_IMPLEMENTATIONS = {"eager": eager.conv2d, "cpu": _library.past_autograd("conv2d", with_grad=_apart)}
 
 
 # The convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
 # <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
 
 
-def _fake(x, weight, bias, residual, scale, shift, input_activation, activation):
+def _fake(x, weight, *others):
+    _check(x, weight, *others)
     b, _, h, w = x.shape
     return x.new_empty(b, weight.size(0), h, w).to(memory_format=memory_format(x))
 
@@ -120,10 +126,9 @@ def _backward(ctx, grad):
     need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     if scale is not None or (ctx.input_activation, ctx.activation) != ("linear", "linear"):
         return *_backward_apart(ctx, tensors, grad), None, None
-    ops = torch.ops.imagegen
     return (
-        ops.conv2d_backward_input(grad, weight) if need_x else None,
-        ops.conv2d_backward_weight(grad, x) if need_weight else None,
+        _backward_input(grad, weight) if need_x else None,
+        _backward_weight(grad, x) if need_weight else None,
         grad.sum((0, 2, 3)) if need_bias else None,
         grad if need_residual else None,
         *(None,) * 4,
@@ -154,15 +159,11 @@ def _setup_context_two(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _convolve(x, weight):
-    return torch.ops.imagegen.conv2d(x, weight, None, None, None, None, "linear", "linear")
-
-
 def _backward_of_backward_input(ctx, grad_x):
     grad, weight = ctx.saved_tensors
     return (
         _convolve(grad_x, weight) if ctx.needs_input_grad[0] else None,
-        torch.ops.imagegen.conv2d_backward_weight(grad, grad_x) if ctx.needs_input_grad[1] else None,
+        _backward_weight(grad, grad_x) if ctx.needs_input_grad[1] else None,
     )
 
 
@@ -174,7 +175,7 @@ def _backward_of_backward_weight(ctx, grad_weight):
     grad, x = ctx.saved_tensors
     return (
         _convolve(x, grad_weight) if ctx.needs_input_grad[0] else None,
-        torch.ops.imagegen.conv2d_backward_input(grad, grad_weight) if ctx.needs_input_grad[1] else None,
+        _backward_input(grad, grad_weight) if ctx.needs_input_grad[1] else None,
     )
 
 

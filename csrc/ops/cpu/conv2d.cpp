@@ -50,10 +50,12 @@ void run(ProductConvParams& p, const Tensor& weight, const View& view) {
   IMAGEGEN_PICK_KERNEL(conv2d_kernel, p.dtype, p.cin)(algorithm, p);
 }
 
-// t in y's memory format.
+// t as y lies in memory; it has y's shape.
 std::optional<Tensor> like(const std::optional<Tensor>& t, const Tensor& y) {
   using torch::headeronly::MemoryFormat;
-  if (!t) return t;
+  bool same = true;
+  for (int d = 0; t && d < 4; ++d) same &= t->stride(d) == y.stride(d);
+  if (same) return t;
   return torch::stable::contiguous(*t, is_channels_last(y) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
@@ -68,8 +70,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   Tensor y = new_empty_4d(x, {x.size(0), weight.size(0), x.size(2), x.size(3)}, is_channels_last(x));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(x, dtype, y);
-  const auto bias = contiguous(bias_in);
-  const auto residual = like(residual_in, y);
+  const auto bias = contiguous(bias_in), residual = like(residual_in, y);
   const auto scale = in_compute_type(scale_in, dtype), shift = in_compute_type(shift_in, dtype);
   p.bias = data_of(bias), p.residual = data_of(residual), p.x_scale = data_of(scale), p.x_shift = data_of(shift);
   p.x_activation = x_act, p.activation = act;

@@ -16,8 +16,8 @@ namespace {
 using Format = torch::headeronly::MemoryFormat;
 
 struct Cpu {
-  static Tensor empty(const Tensor&, const std::vector<int64_t>& shape, ScalarType dtype, Format format) {
-    return new_output(shape, dtype, format == Format::ChannelsLast);
+  static Tensor empty(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype, Format format) {
+    return new_output(x, shape, dtype, format == Format::ChannelsLast);
   }
 
   static void run(const GroupNormParams& params, const Tensor&) {

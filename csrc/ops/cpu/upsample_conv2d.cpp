@@ -31,7 +31,7 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opt
   Tensor y = new_empty_4d(x, {s.batch, s.cout, 2 * s.height, 2 * s.width}, is_channels_last(x));
   if (y.numel() == 0) return y;
   ProductConvParams p = product_conv_params(x, dtype, y);
-  const std::optional<Tensor> bias = contiguous(bias_in);
+  const auto bias = contiguous(bias_in);
   p.bias = data_of(bias);
   p.activation = act;
   if (is_direct(p.shape())) {

@@ -11,8 +11,8 @@ inline torch::stable::Tensor in_kept_memory(torch::stable::Tensor t) {
   return t;
 }
 
-inline torch::stable::Tensor new_output(const std::vector<int64_t>& size, torch::headeronly::ScalarType dtype,
-                                        bool channels_last) {
+inline torch::stable::Tensor new_output(const torch::stable::Tensor&, const std::vector<int64_t>& size,
+                                        torch::headeronly::ScalarType dtype, bool channels_last) {
   using torch::headeronly::MemoryFormat;
   return torch::stable::empty(size, dtype, std::nullopt, std::nullopt, std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
