@@ -5,7 +5,10 @@ namespace {
 
 // Work is cut into pieces by shape alone, so that sums are the same for any number of threads.
 constexpr int64_t kInnermostPiece = 256;  // pixels of one image, at most
-constexpr int64_t kTile = 16384;          // elements of a few pixels, whose sums per channel stay in registers
+constexpr int64_t kTile = 2048;           // elements of a few pixels, whose sums per channel stay in registers
+
+// How far ahead of what is written its neighbours are asked for, in elements.
+constexpr int64_t kAheadOfWrites = 1024;
 
 template <bool kBackward, class T>
 INLINE ChannelCoefficients<T> neighbours(const Coefficients<T>& k, int64_t i) {
@@ -81,6 +84,7 @@ struct InnermostGroupNorm : GroupNorm<S> {
     for (int64_t i = 0; i < m; ++i) {
       UNROLL(8)
       for (int j = 0; j < kVectors; ++j) {
+        __builtin_prefetch(x + j * L + kAheadOfSums);
         const Vec<T> d = (kVectors > 1 ? load(x + j * L) : load(x, channels)) - about[j];
         s[j] += d, q[j] += d * d;
       }
@@ -111,6 +115,8 @@ struct InnermostGroupNorm : GroupNorm<S> {
       UNROLL(8)
       for (int j = 0; j < kVectors; ++j) {
         const auto kc = neighbours<false>(k, coefficient + j * L);
+        __builtin_prefetch(x + j * L + kAheadOfSums);
+        __builtin_prefetch(grad + j * L + kAheadOfSums);
         if constexpr (kVectors > 1)
           this->template add_gradient<A>(load(x + j * L), load(grad + j * L), kc, dz[j], dz_d[j]);
         else
@@ -131,6 +137,8 @@ struct InnermostGroupNorm : GroupNorm<S> {
                   int64_t c = 0;
                   for (; c + L <= channels; c += L) {
                     const auto kc = neighbours<kBackward>(k, b * padded + c);
+                    __builtin_prefetch(x + c + kAheadOfWrites);
+                    if constexpr (kBackward) __builtin_prefetch(grad + c + kAheadOfWrites);
                     if constexpr (kBackward)
                       put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
                     else

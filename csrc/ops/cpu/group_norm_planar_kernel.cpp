@@ -97,6 +97,8 @@ struct PlanarGroupNorm : GroupNorm<S> {
         [[maybe_unused]] S* y = y_at(b, c) + pixel;
         int64_t i = 0;
         for (; i + L <= length; i += L) {
+          __builtin_prefetch(x + i + kAheadOfSums);
+          __builtin_prefetch(grad + i + kAheadOfSums);
           const Vec<T> kept = this->template add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
           if constexpr (kKeep) store(y + i, kept);
         }
