@@ -250,7 +250,8 @@ def test_algorithms_and_directions_share_no_weight():
 )
 def test_any_shape(shape, layout, dtype):
     hypothesis.assume(tells(dtype, shape))
-    check(ours("relu"), plain("relu"), *make(shape, dtype, layout), fp32=WINOGRAD)
+    # Smooth: ReLU's gradient jumps where half precision rounds to the other side of 0, and then luck decides.
+    check(ours("silu"), plain("silu"), *make(shape, dtype, layout), fp32=WINOGRAD)
 
 
 def test_opcheck():
