@@ -126,8 +126,10 @@ struct InnermostGroupNorm : GroupNorm<S> {
     for (int j = 0; j < kVectors; ++j) store(sums + j * L, dz[j]), store(sums + padded + j * L, dz_d[j]);
   }
 
+  // The forward fetches x of the next image, the backward, which has twice as much to keep, no more than what follows.
   template <Activation A, bool kBackward, bool kStream>
-  void write(int64_t b, int64_t piece) const {
+  void write(int64_t b, int64_t piece, bool goes_on) const {
+    const int64_t ahead = !kBackward && goes_on ? p.x_batch_stride : kAheadOfWrites;
     const int64_t begin = piece * piece_pixels, end = min(p.pixels, begin + piece_pixels), channels = p.channels;
     const Coefficients<T> k = this->k;  // a copy of what stores cannot reach
     for_tiles(b, begin, end,
@@ -137,8 +139,8 @@ struct InnermostGroupNorm : GroupNorm<S> {
                   int64_t c = 0;
                   for (; c + L <= channels; c += L) {
                     const auto kc = neighbours<kBackward>(k, b * padded + c);
-                    __builtin_prefetch(x + c + kAheadOfWrites);
-                    if constexpr (kBackward) __builtin_prefetch(grad + c + kAheadOfWrites);
+                    __builtin_prefetch(x + c + ahead);
+                    if constexpr (kBackward) __builtin_prefetch(grad + c + ahead);
                     if constexpr (kBackward)
                       put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
                     else
@@ -173,10 +175,10 @@ struct InnermostGroupNorm : GroupNorm<S> {
             finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, part));
           }
         },
-        [&](int64_t b, int64_t piece, bool) {
+        [&](int64_t b, int64_t piece, bool goes_on) {
           if (!p.y) return;
           dispatch_usual(p.activation, [&]<Activation A>() {
-            streamed ? write<A, false, true>(b, piece) : write<A, false, false>(b, piece);
+            streamed ? write<A, false, true>(b, piece, goes_on) : write<A, false, false>(b, piece, goes_on);
           });
         });
   }
@@ -204,9 +206,9 @@ struct InnermostGroupNorm : GroupNorm<S> {
               return s;
             });
         },
-        [&](int64_t b, int64_t piece, bool) {
+        [&](int64_t b, int64_t piece, bool goes_on) {
           dispatch_usual(p.activation, [&]<Activation A>() {
-            streamed ? write<A, true, true>(b, piece) : write<A, true, false>(b, piece);
+            streamed ? write<A, true, true>(b, piece, goes_on) : write<A, true, false>(b, piece, goes_on);
           });
         });
   }

@@ -135,8 +135,8 @@ INLINE void put(S* p, Vec<Compute<S>> v) {
 // Runs first over every piece of every unit, finish once per unit, then second over every piece. A thread that has
 // whole units does each of them to its end while it is in cache. The second sweep goes backwards: what the first read
 // last is still there. Where kOverlap, a thread instead reads the next unit, piece by piece, while it writes this one,
-// both forwards: loads from memory then overlap arithmetic and stores. second is told whether first takes the same
-// piece of the next unit after it.
+// both forwards: loads from memory then overlap arithmetic and stores. second is told whether the thread has a next
+// unit.
 template <bool kOverlap, class First, class Finish, class Second>
 INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, const First& first, const Finish& finish,
                        const Second& second) {
@@ -144,14 +144,14 @@ INLINE void two_sweeps(int64_t units, int64_t pieces, int64_t unit_elements, con
   if (units % threads == 0 || units >= 8 * threads || units * unit_elements <= kGrain) {
     parallel_for(units, grain, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        const bool goes_on = kOverlap && unit + 1 < end;
+        const bool goes_on = unit + 1 < end;
         if (!kOverlap || unit == begin)
           for (int64_t i = 0; i < pieces; ++i) first(unit, i);
         finish(unit);
         for (int64_t i = 0; i < pieces; ++i) {
           const int64_t piece = kOverlap ? i : pieces - 1 - i;
           second(unit, piece, goes_on);
-          if (goes_on) first(unit + 1, piece);
+          if (kOverlap && goes_on) first(unit + 1, piece);
         }
       }
       finish_streams();
