@@ -5,7 +5,7 @@
 // weight first, once, and the outputs are sums of such products around them: pixels follow each other through the rows,
 // so that no lane is idle however narrow the image, and upsampling takes 9 products where folded weights take 16.
 #pragma once
-#include "product_conv.h"
+#include "direct_conv.h"
 
 namespace imagegen {
 
@@ -49,7 +49,7 @@ class PixelStage {
         k += length;
       }
     });
-    if (image_view(p).is_mapped()) map(stage, b, n);
+    map_channels(p, b, stage, stride, n);
   }
 
  private:
@@ -92,19 +92,6 @@ class PixelStage {
         store(to + w, load(x, count), count);
       }
   }
-
-  // x_activation(x * x_scale + x_shift) of what was filled.
-  void map(T* stage, int64_t b, int64_t n) const {
-    dispatch_activation(p.x_activation, [&]<Activation A>() {
-      for (int64_t c = 0; c < p.cin; ++c) {
-        const int64_t channel = b * p.cin + c;
-        const T scale = p.x_scale ? static_cast<const T*>(p.x_scale)[channel] : T(1);
-        const T shift = p.x_shift ? static_cast<const T*>(p.x_shift)[channel] : T(0);
-        T* const x = stage + c * stride;
-        for (int64_t k = 0; k < n; k += L) store(x + k, activate<A, T>(load(x + k, n - k) * scale + shift), n - k);
-      }
-    });
-  }
 };
 
 template <class Alg, class T, int kCout>
@@ -117,7 +104,8 @@ class FewChannels {
 
   const ProductConvParams& p;
   const PixelStage<T> input;
-  int64_t rows, plane;  // of input to a band, without its halo, and of products
+  const RowBands bands;  // of input, without their halos
+  const int64_t plane;   // of products, what whole vectors reach
 
   // The first and the last row that a row of the kernel is multiplied with, from the first and the last of a band.
   static constexpr int first_offset(int tap) {
@@ -132,34 +120,30 @@ class FewChannels {
   }
 
  public:
-  // Products of a band stay in the second-level cache beside the stage. Four bands or more for every thread, since some
-  // are quicker than others, but of four rows or more, since halos are read twice.
-  explicit FewChannels(const ProductConvParams& p) : p(p), input(p) {
-    constexpr int64_t kBytes = 384 << 10;
-    const int64_t threads = num_threads(), height = ceil_div(p.out_h, kScale);
-    const int64_t fit = max<int64_t>(1, kBytes / (kTaps * kSums * p.in_w * int64_t{sizeof(T)}) - 2);
-    const int64_t share = threads == 1 ? height : max<int64_t>(4, ceil_div(p.batch * height, 4 * threads));
-    rows = ceil_div(height, ceil_div(height, min(fit, share)));
-    plane = round_up((rows + 2) * p.in_w, L) + 3 * L;  // what whole vectors reach
-  }
+  // Products of a band stay in the second-level cache beside the stage, and a band is of four rows or more, since halos
+  // are read twice.
+  explicit FewChannels(const ProductConvParams& p)
+      : p(p),
+        input(p),
+        bands(p, ceil_div(p.out_h, kScale),
+              max<int64_t>(1, (384 << 10) / (kTaps * kSums * p.in_w * int64_t{sizeof(T)}) - 2), 4),
+        plane(round_up((bands.rows + 2) * p.in_w, L) + 3 * L) {}
 
   void run(const PackWeightParams& w) const {
-    const int64_t bands = ceil_div(ceil_div(p.out_h, kScale), rows), items = p.batch * bands;
     const size_t bytes = kTaps * kSums * p.cin * sizeof(T);
     T* const weights = static_cast<T*>(allocate(bytes));
     dispatch_dtype<T>(w.dtype, [&]<class S>() { order<S>(w, weights); });
-    parallel_claim(items, [&](const auto& claim) {
+    parallel_claim(bands.items, [&](const auto& claim) {
       T* const stage = static_cast<T*>(workspace(input.bytes() + kTaps * kSums * plane * sizeof(T)));
       T* const products = stage + p.cin * input.stride;
-      for (int64_t item; (item = claim()) < items;) {
-        const int64_t b = item / bands, h0 = item % bands * rows;
-        const int64_t h1 = min(h0 + rows, ceil_div(p.out_h, kScale));
-        multiply(stage, weights, products, b, h0, h1);
-        for (int64_t h = h0; h < h1; ++h)
-          unrolled<kScale>([&]<int a>() {
-            if (h * kScale + a < p.out_h) combine<a>(products, b, h0, h);
-          });
-      }
+      for (int64_t item; (item = claim()) < bands.items;)
+        bands.for_item(item, [&](int64_t b, int64_t h0, int64_t h1) {
+          multiply(stage, weights, products, b, h0, h1);
+          for (int64_t h = h0; h < h1; ++h)
+            unrolled<kScale>([&]<int a>() {
+              if (h * kScale + a < p.out_h) combine<a>(products, b, h0, h);
+            });
+        });
     });
     release(weights, bytes);
   }

@@ -11,10 +11,11 @@ INLINE auto with_algorithm(ConvAlgorithm algorithm, const F& f) {
                                                  : f.template operator()<WinogradF2>();
 }
 
-// Where transforms would cost more than they save: directly from three channels takes 0.6 to 0.9 of the time of F(4,3),
-// from four about as long to 128 channels and longer to more, from eight longer.
+// Where transforms in two dimensions would cost more than they save: few_inputs.h takes 0.6 of the time of F(4,3) from
+// four channels to 320, from six 0.7 in planes and as long in channels_last; from eight to 32 0.5 to 0.6 in planes and
+// up to 1.3 in channels_last, to more about as long.
 bool is_few_inputs(int64_t cin, int64_t cout) {
-  return cin <= (cout <= 128 ? 4 : 3);
+  return cin <= (cout <= 32 ? 8 : 6);
 }
 
 }  // namespace
