@@ -10,6 +10,17 @@ constexpr int64_t kTile = 2048;           // elements of a few pixels, whose sum
 // How far ahead of what is written its neighbours are asked for, in elements.
 constexpr int64_t kAheadOfWrites = 1024;
 
+// Calls f<K>(i) for K vectors of L elements from i on, as many as n elements hold, and returns where they end. Several
+// at once interleave their long chains of arithmetic: the backward takes 0.9 to 0.95x of its time.
+template <int L, class F>
+INLINE int64_t for_vectors(int64_t n, const F& f) {
+  constexpr int kAtOnce = kVectorBytes == 64 ? 4 : 2;
+  int64_t i = 0;
+  for (; i + kAtOnce * L <= n; i += kAtOnce * L) f.template operator()<kAtOnce>(i);
+  for (; i + L <= n; i += L) f.template operator()<1>(i);
+  return i;
+}
+
 template <bool kBackward, class T>
 INLINE ChannelCoefficients<T> neighbours(const Coefficients<T>& k, int64_t i) {
   ChannelCoefficients<T> c{load(k.center + i), load(k.gain + i), load(k.offset + i), {}, {}};
@@ -136,16 +147,23 @@ struct InnermostGroupNorm : GroupNorm<S> {
               [=, this](const S* x, const S* grad, int64_t pixel, int64_t m, int64_t x_stride, int64_t grad_stride) {
                 S* y = static_cast<S*>(p.y) + (b * p.pixels + pixel) * channels;
                 for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride, y += channels) {
-                  int64_t c = 0;
-                  for (; c + L <= channels; c += L) {
-                    const auto kc = neighbours<kBackward>(k, b * padded + c);
-                    __builtin_prefetch(x + c + ahead);
-                    if constexpr (kBackward) __builtin_prefetch(grad + c + ahead);
-                    if constexpr (kBackward)
-                      put<kStream>(y + c, gradient<A, T>(load(x + c), load(grad + c), kc, p.activation));
-                    else
-                      put<kStream>(y + c, normalise<A, T>(load(x + c), kc, p.activation));
-                  }
+                  const int64_t c = for_vectors<L>(channels, [&]<int K>(int64_t first) {
+                    Vec<T> out[K];
+                    UNROLL(4)
+                    for (int j = 0; j < K; ++j) {
+                      const int64_t c = first + j * L;
+                      const auto kc = neighbours<kBackward>(k, b * padded + c);
+                      __builtin_prefetch(x + c + ahead);
+                      if constexpr (kBackward) {
+                        __builtin_prefetch(grad + c + ahead);
+                        out[j] = gradient<A, T>(load(x + c), load(grad + c), kc, p.activation);
+                      } else {
+                        out[j] = normalise<A, T>(load(x + c), kc, p.activation);
+                      }
+                    }
+                    UNROLL(4)
+                    for (int j = 0; j < K; ++j) put<kStream>(y + first + j * L, out[j]);
+                  });
                   if (c == channels) continue;
                   const int64_t rest = channels - c;
                   const auto kc = neighbours<kBackward>(k, b * padded + c);
