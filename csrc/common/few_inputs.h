@@ -68,9 +68,9 @@ class FewInputs {
 
   void convolve(const T* tiles, const T* weights, int64_t b, int64_t h0, int64_t w0, int64_t height,
                 int64_t width) const {
-    // Rows of whole tiles, each with the next one right behind it, are as one.
-    const bool joined = width == p.out_w && width % 2 == 0;
-    const int64_t length = joined ? height * width : width;
+    // Whole rows are as one, of whole tiles each; in channels_last only where that is no pixel too many.
+    const bool joined = width == p.out_w && (width % 2 == 0 || (!p.y_channels_last && width <= L));
+    const int64_t length = joined ? height * 2 * input.tiles : width;
     dispatch_dtype<T>(p.dtype, [&]<class S>() {
       for (int64_t h = 0; h < height; h += joined ? height : 1, tiles += input.tiles)
         p.y_channels_last ? convolve_pixels<S>(tiles, weights, b, h0 + h, w0, length)
@@ -78,7 +78,7 @@ class FewInputs {
     });
   }
 
-  // `length` pixels side by side in y, from (h, w) on.
+  // `length` pixels from (h, w) on, side by side in y.
   template <class S>
   void convolve_pixels(const T* tiles, const T* weights, int64_t b, int64_t h, int64_t w, int64_t length) const {
     for (int64_t c = 0; c < p.cout; c += kPanel, weights += p.cin * kWeights) {
@@ -93,27 +93,33 @@ class FewInputs {
     }
   }
 
+  // The same in every plane, but for the pixel too many of each row of an odd width.
   template <class S>
   void convolve_planes(const T* tiles, const T* weights, int64_t b, int64_t h, int64_t w, int64_t length) const {
-    const int64_t plane = p.out_h * p.out_w;
+    const int64_t plane = p.out_h * p.out_w, row = length > p.out_w ? 2 * input.tiles : length;
+    const int64_t width = row > p.out_w ? p.out_w : kEndless;
     for (int64_t c0 = 0; c0 < p.cout; c0 += kPanel, weights += p.cin * kWeights) {
       const int64_t first = (b * p.cout + c0) * plane + h * p.out_w + w, channels = min<int64_t>(kPanel, p.cout - c0);
       int64_t x = 0;
       const auto convolve = [&]<int V>() {
-        constexpr int R = kSums / V;
-        for (; length - x > 2 * (V - 1) * L; x += 2 * V * L)
-          for (int64_t c = 0; c < channels; c += R)
+        for (; length - x > 2 * (V - 1) * L; x += 2 * V * L) {
+          const int64_t column = x % row, at = first + x / row * p.out_w + min(column, p.out_w);
+          for (int64_t c = 0; c < channels; c += kSums / V)
             planes<S, V>(tiles + x / 2, weights + c, c0 + c,
-                         {first + c * plane + x, plane, min<int64_t>(R, channels - c), length - x});
+                         {at + c * plane, plane, channels - c, length - x, width, column});
+        }
       };
       if constexpr (kVectors == 2) convolve.template operator()<2>();
       convolve.template operator()<1>();
     }
   }
 
-  // Rows of y side by side: n of them, `step` apart, each with so many elements.
+  static constexpr int64_t kEndless = INT64_MAX;
+
+  // Where in y a block goes: n runs, `step` apart, each of so many elements. Behind every `width` of them, counted from
+  // `column`, comes one that is not in y.
   struct Block {
-    int64_t first, step, n, elements;
+    int64_t first, step, n, elements, width = kEndless, column = 0;
   };
 
   // V vectors of channels from c on of `to.n` pixels.
@@ -187,40 +193,54 @@ class FewInputs {
     each<R, V>([&](int i, int v) __attribute__((always_inline)) { m[i][v] += u[v] * shared[i]; });
   }
 
-  // Adds the residual, activates and stores.
+  // Adds the residual, activates and stores: from the registers where there is nothing to do but store.
   template <class S, int R, int V>
   INLINE void finish(const Block& to, Vec<T> (&y)[R][V]) const {
     const bool whole = to.elements >= V * L, streamed = whole && is_streamed<S>(p);
-    if (p.residual || p.activation != Activation::linear || !(whole || sizeof(S) == sizeof(T))) {
+    const bool stored = !p.residual && p.activation == Activation::linear && to.width == kEndless;
+    if (!stored || !(whole || sizeof(S) == sizeof(T))) {
       Vec<T> part[R][V];
       each<R, V>([&](int i, int v) __attribute__((always_inline)) { part[i][v] = y[i][v]; });
       return finish_part<S>(to, &part[0][0], min<int64_t>(R, to.n), V, streamed);
     }
     S* const first = static_cast<S*>(p.y) + to.first;
-    // The pixels that the next block will write: up to a fifth of the time where their lines are in no cache.
-    const bool prefetched = p.y_channels_last && !streamed;
+    // What the next block will write: up to a fifth of the time where its lines are in no cache.
+    const int64_t next = p.y_channels_last ? R * to.step : V * L;
     each<R, V>([&](int i, int v) __attribute__((always_inline)) {
       if (i >= to.n) return;
       S* const at = first + i * to.step + v * L;
       whole ? store(at, y[i][v], streamed) : store(at, y[i][v], max<int64_t>(0, to.elements - v * L));
-      if (prefetched) __builtin_prefetch(at + R * to.step, 1, 3);
+      if (!streamed) __builtin_prefetch(at + next, 1, 3);
     });
   }
 
+  // Through memory: runs of so many vectors.
   template <class S>
-  NOINLINE void finish_part(const Block& to, Vec<T>* y, int rows, int vectors, bool streamed) const {
-    const auto each = [&](const auto& f) {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int v = 0; v * L < to.elements && v < vectors; ++v)
-          f(to.first + i * to.step + v * L, y[i * vectors + v], to.elements - v * L);
-    };
+  NOINLINE void finish_part(const Block& to, Vec<T>* y, int runs, int vectors, bool streamed) const {
     if (p.residual)
-      each([&](int64_t at, Vec<T>& v, int64_t n) { v += load(static_cast<const S*>(p.residual) + at, n); });
-    if (p.activation != Activation::linear) activate_all<T>(p.activation, y, rows * vectors);
-    each([&](int64_t at, const Vec<T>& v, int64_t n) {
+      for_pieces(to, y, runs, vectors, [&](int64_t at, T* v, int64_t n) {
+        store(v, load(v, n) + load(static_cast<const S*>(p.residual) + at, n), n);
+      });
+    if (p.activation != Activation::linear) activate_all<T>(p.activation, y, runs * vectors);
+    for_pieces(to, y, runs, vectors, [&](int64_t at, const T* v, int64_t n) {
       S* const address = static_cast<S*>(p.y) + at;
-      streamed ? store(address, v, true) : store(address, v, n);
+      n == L ? store(address, load(v), streamed) : store(address, load(v, n), n);
     });
+  }
+
+  // f(element of y, first lane, lanes) of every piece of a block that lies side by side there.
+  template <class F>
+  void for_pieces(const Block& to, Vec<T>* y, int runs, int vectors, const F& f) const {
+    const int64_t elements = min<int64_t>(to.elements, vectors * L);
+    T* v = reinterpret_cast<T*>(y);
+    for (int i = 0; i < runs; ++i, v += vectors * L) {
+      int64_t at = to.first + i * to.step, column = to.column;
+      for (int64_t k = 0, n; k < elements; k += n, at += n, column += n) {
+        if (column == to.width) column = 0, ++k;
+        n = max<int64_t>(0, min(min<int64_t>(L, elements - k), to.width - column));
+        f(at, v + k, n);
+      }
+    }
   }
 };
 
