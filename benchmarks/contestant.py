@@ -168,6 +168,9 @@ def _reference(case, without):
     asked = [inputs[name].requires_grad_() for name in bench.GRADIENTS]
     y = bench.reference(**inputs)
     dy = torch.randn(y.shape, device=case.device).to(suite.DTYPES[case.dtype]).double()
+    if hasattr(bench, "at_kink"):
+        with torch.no_grad():
+            dy[bench.at_kink(**inputs)] = 0
     gradients = torch.autograd.grad(y, asked, dy)
     return {"y": y.detach(), "dy": dy, **{f"d{n}": g for n, g in zip(bench.GRADIENTS, gradients, strict=True)}}
 

@@ -14,6 +14,8 @@
     reference(**inputs)                the op on float64 inputs
     flops(shape), flops_made(shape, provider)   of one forward: the plain count, and what the provider really does
     bytes_moved(shape, itemsize, direction)     what has to move at least
+    at_kink(**inputs)                  where it has one: outputs so near to it that rounding decides on their
+                                       gradient, which is therefore not asked for
     CUDA_SHAPES, CUDA_DTYPES           where a GPU runs others
     OUTPUTS                            where it writes more than y: how many times y's bytes at most
 """

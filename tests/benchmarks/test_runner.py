@@ -40,6 +40,19 @@ def test_the_plain_providers_and_peers_pass(op, dtype, direction):
     assert all(set(row["errors"]) == checked for row in rows)
 
 
+def test_no_gradient_is_asked_for_where_rounding_decides_on_which_side_of_a_kink_an_output_falls(monkeypatch):
+    bench = suite.load("ops", "conv_transpose2d")
+    inputs = bench.make_inputs(bench.TINY_SHAPE)
+    inputs["x"][..., 0, 0] = 0
+    inputs["shift"][:4] = torch.tensor([0, 1e-7, -1e-7, 1e-3])
+    monkeypatch.setattr(bench, "make_inputs", lambda shape: inputs)
+    monkeypatch.setattr(contestant, "_reference", contestant._reference.__wrapped__)  # past its cache
+    asked = contestant.reference(tiny("conv_transpose2d", direction="forward+backward"))["dy"] != 0
+    corner = asked[0, :4, 0, 0]  # the sums of one pixel, which is 0
+    assert corner.tolist() == [False, False, False, True]
+    assert asked.sum() > 0.99 * asked.numel() - 4
+
+
 def test_every_provider_is_there_in_every_layout():
     names = runner.provider_names(suite.load("ops", "upsample_conv2d"))
     assert names == ["imagegen", "eager", "compile", "fold"]
