@@ -199,13 +199,16 @@ NOINLINE void stage_row(const ImageView& x, const TileGrid::Tile& at, int64_t ro
     return;
   }
   const int64_t next = c + L < x.channels ? L * x.stride[1] : 0;  // short rows far apart, which no prefetcher foresees
-  for (int64_t w = begin; w < end; w += L, to += L * pixel) {
-    const int64_t n = min<int64_t>(L, end - w);
-    const S* const lines = from + w * x.stride[3];
+  for (int64_t w = begin; w < end; w += L) {
+    // The last pixels come with some before them once more, so that they are a whole vector too.
+    const int64_t first = max(begin, min(w, end - L)), n = min<int64_t>(L, end - first);
+    const S* const lines = from + first * x.stride[3];
+    T* const staged = to + (first - begin) * pixel;
     Vec<T> r[L], part[L] = {};  // what is less than L x L goes through memory, so that all else stays in registers
     if (n == L && channels == L && x.stride[3] == 1) {
       UNROLL(16)
       for (int k = 0; k < L; ++k) {
+        __builtin_prefetch(lines + L + k * x.stride[1], 0, 3);
         __builtin_prefetch(lines + next + k * x.stride[1], 0, 2);
         r[k] = load(lines + k * x.stride[1]);
       }
@@ -220,10 +223,10 @@ NOINLINE void stage_row(const ImageView& x, const TileGrid::Tile& at, int64_t ro
     }
     transpose<T>(r);
     if (n == L) {
-      UNROLL(16) for (int k = 0; k < L; ++k) store(to + k * pixel, r[k]);
+      UNROLL(16) for (int k = 0; k < L; ++k) store(staged + k * pixel, r[k]);
     } else {
       std::memcpy(part, r, sizeof(r));
-      for (int k = 0; k < n; ++k) store(to + k * pixel, part[k]);
+      for (int k = 0; k < n; ++k) store(staged + k * pixel, part[k]);
     }
   }
 }
