@@ -215,7 +215,7 @@ class ProductConv {
       if (t == run + length) run = t, length = min(n - t, grid.cols - at.col);
       if (!p.y_channels_last)
         dispatch_dtype<T>(p.dtype, [&]<class S>() {
-          if (!is_streamed<S>(p)) prefetch_block<S, kOut, true>(p, p.y, at, c0, channels);
+          if (!is_streamed<S>(p, kOut)) prefetch_block<S, kOut, true>(p, p.y, at, c0, channels);
         });
       for (int v = 0; v * L < channels; ++v) {
         Vec<T> y[kOut * kOut];

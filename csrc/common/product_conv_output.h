@@ -71,12 +71,15 @@ INLINE ChannelMap<T> channel_map(const ProductConvParams& p, int64_t c, int64_t 
 
 // Large outputs of whole lines are written past the caches: in planes from 1 MB on, since lines of many planes are slow
 // to come by (at 8 MB they would take a sixth of the time), in channels_last from 6 MB on. With a reader of all of it
-// behind, that gains 2-12 % from 2 MB in planes.
+// behind, that gains 2-12 % from 2 MB in planes. In half precision only planes are, a fifth of the time at 128
+// channels, where runs of eight blocks are whole lines.
 template <class S>
-INLINE bool is_streamed(const ProductConvParams& p) {
+INLINE bool is_streamed(const ProductConvParams& p, int64_t block_size = 1) {
+  constexpr int64_t kLine = 64 / sizeof(S);
   const int64_t bytes = (p.y_channels_last ? 6 : 1) << 20, run = p.y_channels_last ? p.cout : p.out_w;
-  return kLanes<Compute<S>> * sizeof(S) == 64 && run % kLanes<Compute<S>> == 0 &&
-         p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} > bytes;
+  const bool whole = sizeof(S) == sizeof(Compute<S>) || (!p.y_channels_last && 8 * block_size % kLine == 0);
+  return kVectorBytes == 64 && whole && run % kLine == 0 &&
+         p.batch * p.cout * p.out_h * p.out_w * int64_t{sizeof(S)} >= bytes;
 }
 
 // A whole vector, past the caches if that is wanted and it is a line.
@@ -86,6 +89,27 @@ INLINE void store(S* to, Vec<Compute<S>> v, bool streamed) {
     if (streamed && reinterpret_cast<uintptr_t>(to) % 64 == 0) return stream(to, v);
   store(to, v);
 }
+
+// Half a line each of kLanes planes, kept until the other half comes.
+template <class S, class T = Compute<S>>
+struct HalfLines {
+  static constexpr int L = kLanes<T>;
+  alignas(64) S pixels[L][2 * L];
+  bool held = false;
+
+  // Takes r for the lines at `to`, `plane` elements apart, and says whether it did: no if they are not to be whole.
+  INLINE bool take(const Vec<T>* r, S* to, int64_t plane, bool more) {
+    if (!held && (reinterpret_cast<uintptr_t>(to) % 64 != 0 || !more)) return false;
+    UNROLL(16) for (int k = 0; k < L; ++k) store(pixels[k] + (held ? L : 0), r[k]);
+    for (int k = 0; held && k < L; ++k) {
+      Vec<float> line;
+      std::memcpy(&line, pixels[k], sizeof(line));
+      stream(reinterpret_cast<float*>(to - L + k * plane), line);
+    }
+    held = !held;
+    return true;
+  }
+};
 
 // Both write sums of products, mapped already, as blocks of pixels: add the residual, activate, store.
 
@@ -153,7 +177,9 @@ NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t b
   constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
   const int64_t h0 = at.row * block_size, w0 = at.col * block_size, columns = length * block_size;
   const int64_t width = min(columns, p.out_w - w0), plane = p.out_h * p.out_w;
-  const bool streamed = is_streamed<S>(p);
+  const bool streamed = is_streamed<S>(p, block_size);
+  constexpr bool kHalves = kVectorBytes == 64 && 2 * L * sizeof(S) == 64;
+  [[maybe_unused]] HalfLines<S> halves;
   for (int64_t i = 0; i < block_size && h0 + i < p.out_h; ++i)
     for (int64_t v = 0; v * L < channels; ++v)
       for (int64_t w = 0; w < width; w += L) {
@@ -176,6 +202,8 @@ NOINLINE void store_rows(const ProductConvParams& p, const T* outputs, int64_t b
           std::memcpy(r, part, sizeof(r));
         }
         if (pixels == L && n == L) {
+          if constexpr (kHalves)
+            if (streamed && halves.take(r, to, plane, w + 2 * L <= width)) continue;
           UNROLL(16) for (int k = 0; k < L; ++k) store(to + k * plane, r[k], streamed);
         } else {
           std::memcpy(part, r, sizeof(r));

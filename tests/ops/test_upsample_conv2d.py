@@ -75,6 +75,17 @@ def test_layouts(layout, shape, backend, device, capability):
     check(ours(backend=backend), plain(), x, LAYOUTS[layout](w), LAYOUTS[layout](b))
 
 
+# From 1 MB on, planes of whole lines go past the caches: in half precision lines of two vectors, where runs of blocks
+# begin and end with lines (64 pixels), and those that happen to (96).
+@pytest.mark.parametrize("width", [32, 48, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_large_planes(dtype, width, capability):
+    x, w, b = make((2, 9, 75, 44, width), dtype)
+    y = check(ours(), plain(), x, w, b)
+    assert y.numel() * y.element_size() >= 1 << 20
+    assert torch.equal(y, ours()(LAYOUTS["channels_last"](x), w, b))
+
+
 @NATIVE
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_layouts(layout, backend, device):
