@@ -85,6 +85,7 @@ class InputTiles {
   void read(const S* row, int64_t first, int64_t last, T* to) const {
     const int64_t pixel = p.x_stride[3], channel = p.x_stride[1], n = last - first;
     const S* const x = row + first * pixel;
+    if (channel == 1 && pixel == p.cin && p.cin == 2) return split<2>(x, n, to);
     if (channel == 1 && pixel == p.cin && p.cin == 3) return split<3>(x, n, to);
     if (channel == 1 && pixel == p.cin && p.cin == 4) return split<4>(x, n, to);
     for (int64_t c = 0; c < p.cin; ++c, to += kWidth)
