@@ -215,18 +215,15 @@ class MaskOfKeys {
   template <int V, class F>
   INLINE void dispatch(int64_t r0, int64_t k0, float scale, const F& f) const {
     const int64_t rest = min<int64_t>(L, keys - k0 - (V - 1) * L);  // of the last vector
-    const auto row = [&]<class M>(int64_t r, int v, const M*) {
-      return reinterpret_cast<const M*>(from + min(r0 + r, queries - 1) * q_stride) + k0 + v * L;
-    };
     Vec<float> past_keys;
     for (int i = 0; i < L; ++i) past_keys[i] = i < rest ? 0 : -kInfinity<float>;
     if (kind == AttentionMaskKind::boolean)
       f([&](Vec<float> s, int64_t r, int v) __attribute__((always_inline)) {
-        return hide_unseen(s * scale, row(r, v, (bool*)nullptr), v < V - 1 ? L : rest);
+        return hide_unseen(s * scale, at<bool>(r0 + r, k0 + v * L), v < V - 1 ? L : rest);
       });
     else if (kind == AttentionMaskKind::additive)
       f([&](Vec<float> s, int64_t r, int v) __attribute__((always_inline)) {
-        const float* const bias = row(r, v, (float*)nullptr);
+        const float* const bias = at<float>(r0 + r, k0 + v * L);
         if (v < V - 1) return s * scale + load(bias) * float(kLog2e);
         return s * scale + (load(bias, rest) * float(kLog2e) + past_keys);
       });
@@ -236,6 +233,11 @@ class MaskOfKeys {
   }
 
  private:
+  template <class M>
+  INLINE const M* at(int64_t query, int64_t key) const {
+    return reinterpret_cast<const M*>(from + min(query, queries - 1) * q_stride) + key;
+  }
+
   static INLINE Vec<float> hide_unseen(Vec<float> s, const bool* seen, int64_t n) {
     const Vec<float> hidden = broadcast(-kInfinity<float>);
 #if defined(__AVX512BW__)
