@@ -1,5 +1,7 @@
 // Which scores of a panel of queries and a block of keys count, and what is added to them.
 #pragma once
+#include <array>
+
 #include "common/tile_transform.h"
 #include "ops/attention.h"
 
@@ -215,8 +217,7 @@ class MaskOfKeys {
   template <int V, class F>
   INLINE void dispatch(int64_t r0, int64_t k0, float scale, const F& f) const {
     const int64_t rest = min<int64_t>(L, keys - k0 - (V - 1) * L);  // of the last vector
-    Vec<float> past_keys;
-    for (int i = 0; i < L; ++i) past_keys[i] = i < rest ? 0 : -kInfinity<float>;
+    const Vec<float> past_keys = load(kPastKeys.data() + L - rest);
     if (kind == AttentionMaskKind::boolean)
       f([&](Vec<float> s, int64_t r, int v) __attribute__((always_inline)) {
         return hide_unseen(s * scale, at<bool>(r0 + r, k0 + v * L), v < V - 1 ? L : rest);
@@ -233,6 +234,13 @@ class MaskOfKeys {
   }
 
  private:
+  // From n before its middle on: 0 for n keys, then what hides those past the last one.
+  static constexpr auto kPastKeys = [] {
+    std::array<float, 2 * L> hidden{};
+    for (int i = L; i < 2 * L; ++i) hidden[i] = -kInfinity<float>;
+    return hidden;
+  }();
+
   template <class M>
   INLINE const M* at(int64_t query, int64_t key) const {
     return reinterpret_cast<const M*>(from + min(query, queries - 1) * q_stride) + key;
