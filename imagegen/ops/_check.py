@@ -15,6 +15,18 @@ def check_tensor(op, argument, t):
         raise TypeError(f"{op}: {argument} must be a tensor, got {type(t).__name__}")
 
 
+def explain(check, *arguments):
+    """Raise what `check` has against the arguments that a kernel refused; return where it has nothing against them.
+
+    The kernels check by themselves, in the same words but by RuntimeError. Asking beforehand as well takes 3 µs of a
+    call, and 30 to 50 where the caches have forgotten the code, as long as a small kernel.
+    """
+    try:
+        check(*arguments)
+    except Exception as refusal:
+        raise refusal from None
+
+
 def check_dtype(op, argument, t):
     check_tensor(op, argument, t)
     if t.dtype not in DTYPES:

@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import autocasts, check_conv3x3, check_same_device, check_same_dtype, check_shape
+from ._check import autocasts, check_conv3x3, check_same_device, check_same_dtype, check_shape, explain
 from ._layout import memory_format
 from .eager.conv2d import map_input
 
@@ -60,8 +60,8 @@ def conv2d(
         if run is eager.conv2d:
             _check(*arguments)
         return run(*arguments)
-    except Exception:  # the operator checks too; what it refuses is said here in the same words and the right type
-        _check(*arguments)
+    except Exception:
+        explain(_check, *arguments)
         raise
 
 

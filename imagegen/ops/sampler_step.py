@@ -5,7 +5,7 @@ import torch
 
 from .. import _library
 from . import _backend, eager
-from ._check import DTYPES, check_dtype, check_same_device, check_same_dtype, check_shape
+from ._check import DTYPES, check_dtype, check_same_device, check_same_dtype, check_shape, explain
 from ._layout import empty_model_input
 from .eager.sampler_step import columns
 from .randn import check_counter, signed
@@ -97,8 +97,8 @@ def sampler_step(
             x, _filled(slots, x) if slots else slots, *operands, store, 0 if same and copies == 1 else copies, shared,
             dtype,
         )  # fmt: skip
-    except Exception:  # the operators check too; what they refuse is said here in the same words and the right type
-        _check(x, slots, *arguments)
+    except Exception:
+        explain(_check, x, slots, *arguments)
         raise
     stored = outputs[0 if shared else 1] if store else None
     if shared:
@@ -152,7 +152,7 @@ def sampler_step_(
         _, copies, operands = _operands(run is eager.sampler_step_, *arguments[:-1])
         model_input = run(state, *operands, copies, model_input_dtype or state.dtype)
     except Exception:
-        _check(state[0], state[1:], *arguments)
+        explain(_check, state[0], state[1:], *arguments)
         raise
     return model_input if copies else None
 

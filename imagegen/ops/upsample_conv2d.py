@@ -5,7 +5,7 @@ import torch
 from .. import _library
 from . import _backend, _bilinear, eager
 from ._activation import ACTIVATIONS, check_activation
-from ._check import autocasts, check_conv3x3, check_dtype, check_same_device, check_same_dtype
+from ._check import autocasts, check_conv3x3, check_dtype, check_same_device, check_same_dtype, explain
 from ._layout import memory_format
 from .eager.upsample_conv2d import moments as moments_of
 
@@ -49,12 +49,9 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, 
         flop = 72 * x.numel() * weight.size(0)
         run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
         return run(x, weight, bias, activation, moments, packed_weight)
-    except Exception as error:
-        refusal = error
-    # Every implementation checks its arguments, the compiled ones by RuntimeError. Asked beforehand the same took 4 µs
-    # of a call, and 50 where the caches have forgotten the way.
-    _check(x, weight, bias, activation, moments)
-    raise refusal
+    except Exception:
+        explain(_check, x, weight, bias, activation, moments)
+        raise
 
 
 def _declines(backend, x):
