@@ -64,7 +64,7 @@ def _algorithm(op, kernel, dtype, cin, cout, size):
 
 # (kernel, input channels, output channels, output height and width), so that every algorithm appears.
 _CONVOLUTIONS = {
-    "conv2d": [(3, 512, 512, 64), (3, 512, 512, 8), (3, 128, 3, 512)],
+    "conv2d": [(3, 512, 512, 64), (3, 512, 512, 8), (3, 4, 512, 64), (3, 128, 3, 512)],
     "conv_transpose2d": [(4, 128, 64, 64), (4, 512, 256, 8), (4, 64, 3, 64), (3, 128, 64, 64), (3, 512, 256, 8)],
     "upsample_conv2d": [(3, 512, 512, 128), (3, 64, 3, 64)],
 }

@@ -40,6 +40,7 @@ def test_verbose_names_the_algorithm_of_each_convolution(capsys):
         printed = [line.strip() for line in lines(capsys, verbose=True)]
         assert "3x3, 512 -> 512 channels, output 8x8: F(2,3)" in printed
         assert "3x3, 128 -> 3 channels, output 512x512: direct" in printed
+        assert "3x3, 4 -> 512 channels, output 64x64: F(2,3) along the rows" in printed
         assert "3x3, 512 -> 512 channels, output 128x128: 25 products" in printed
         if "avx2" in _library._C.cpu_capabilities():
             _library._C.set_cpu_capability("avx2")

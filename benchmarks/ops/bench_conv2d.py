@@ -31,8 +31,8 @@ GRADIENTS = ("x", "weight", "bias")
 TOLERANCE = 2e-5
 NOTE = (
     "FLOP: the plain count, 9 multiply-adds per output pixel, Ci and Co. The roofline counts what a provider really "
-    "makes: `eager` 9, `imagegen` 36 per 4x4 pixels (F(4,3); F(2,3) makes 16 per 2x2), 9 to or from at most four "
-    "channels. A backward counts twice a forward. In forward+backward the weights are touched before every call, as an "
+    "makes: `eager` 9, `imagegen` 36 per 4x4 pixels (F(4,3); F(2,3) makes 16 per 2x2), 6 from at most six channels "
+    "(F(2,3) along the rows), 9 to at most four. A backward counts twice a forward. In forward+backward the weights are touched before every call, as an "
     "optimiser would."
 )
 
@@ -62,7 +62,9 @@ def flops(shape):
 
 
 def flops_made(shape, provider):
-    return flops(shape) * (36 / 16 / 9 if provider == "imagegen" and min(shape[1:3]) > 4 else 1)
+    if provider != "imagegen" or shape[2] <= 4:
+        return flops(shape)
+    return flops(shape) * (6 if shape[1] <= 6 else 36 / 16) / 9
 
 
 def bytes_moved(shape, itemsize, direction):

@@ -4,9 +4,9 @@
 
 namespace imagegen {
 
-// Directly to few output channels, or 3x3 from few input channels; else by products with small or with large tiles, as
-// F(2,3) or F(4,3).
-enum class ConvAlgorithm : int { direct, small_tiles, large_tiles };
+// Directly to few output channels; 3x3 from few input channels by F(2,3) along the rows; else by products with small or
+// with large tiles, as F(2,3) or F(4,3) in two dimensions.
+enum class ConvAlgorithm : int { direct, rows, small_tiles, large_tiles };
 
 // One image: the batch has no say, lest an image's result depend on its company.
 struct ConvShape {

@@ -32,14 +32,14 @@ ConvAlgorithm choose(const ConvShape& shape) {
 }
 
 const char* name_of(ConvAlgorithm algorithm) {
-  constexpr const char* names[] = {"conv2d direct", "conv2d F(2,3)", "conv2d F(4,3)"};
+  constexpr const char* names[] = {"conv2d direct", "conv2d F(2,3) along the rows", "conv2d F(2,3)", "conv2d F(4,3)"};
   return names[static_cast<int>(algorithm)];
 }
 
 template <class View>
 void run(ProductConvParams& p, const Tensor& weight, const View& view) {
   const ConvAlgorithm algorithm = choose(p.shape());
-  if (algorithm == ConvAlgorithm::direct) {
+  if (algorithm == ConvAlgorithm::direct || algorithm == ConvAlgorithm::rows) {
     IMAGEGEN_PICK_KERNEL(conv2d_few_kernel, p.dtype)(p, view(pack_weight_params(weight, p.dtype)));
     return;
   }

@@ -21,8 +21,8 @@ bool is_few_inputs(int64_t cin, int64_t cout) {
 }  // namespace
 
 ConvAlgorithm conv2d_algorithm_kernel(const ConvShape& s) {
-  const bool few = s.cout <= kFewChannels || is_few_inputs(s.cin, s.cout);
-  return few ? ConvAlgorithm::direct : choose_tiles<WinogradF2, WinogradF4>(s);
+  if (s.cout <= kFewChannels) return ConvAlgorithm::direct;
+  return is_few_inputs(s.cin, s.cout) ? ConvAlgorithm::rows : choose_tiles<WinogradF2, WinogradF4>(s);
 }
 
 void conv2d_kernel(ConvAlgorithm algorithm, const ProductConvParams& p) {
