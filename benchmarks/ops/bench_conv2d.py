@@ -32,8 +32,8 @@ TOLERANCE = 2e-5
 NOTE = (
     "FLOP: the plain count, 9 multiply-adds per output pixel, Ci and Co. The roofline counts what a provider really "
     "makes: `eager` 9, `imagegen` 36 per 4x4 pixels (F(4,3); F(2,3) makes 16 per 2x2), 6 from at most six channels "
-    "(F(2,3) along the rows), 9 to at most four. A backward counts twice a forward. In forward+backward the weights are touched before every call, as an "
-    "optimiser would."
+    "(F(2,3) along the rows), 9 to at most four. A backward counts twice a forward. In forward+backward the weights "
+    "are touched before every call, as an optimiser would."
 )
 
 
