@@ -56,7 +56,7 @@ def conv2d(
     """
     arguments = x, weight, bias, residual, scale, shift, input_activation, activation
     try:
-        run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x)
+        run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x, flop=18 * x.numel() * weight.size(0))
         if run is eager.conv2d:
             _check(*arguments)
         return run(*arguments)
