@@ -1,9 +1,9 @@
 """The transformed weights that the CPU convolutions keep between calls.
 
-A 3x3 weight in Winograd's form is four times as large, and 25/9 for `upsample_conv2d`: 0.8 GB for the decoder of Stable
-Diffusion, 8 GB for its UNet. Each is kept until its weight changes, within a limit of half the machine's memory. What
-does not fit is transformed again at every call, which costs up to a tenth of the convolution. A model that is gone
-leaves its weights behind until others need the room: `clear()` frees them.
+A 3x3 weight in Winograd's form is four times as large, and nine times for `upsample_conv2d`, 25/9 for small images: 0.9
+GB for the decoder of Stable Diffusion, 8 GB for its UNet. Each is kept until its weight changes, within a limit of half
+the machine's memory. What does not fit is transformed again at every call, which costs up to a tenth of the
+convolution. A model that is gone leaves its weights behind until others need the room: `clear()` frees them.
 """
 
 from . import _library

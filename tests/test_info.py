@@ -41,12 +41,14 @@ def test_verbose_names_the_algorithm_of_each_convolution(capsys):
         assert "3x3, 512 -> 512 channels, output 8x8: F(2,3)" in printed
         assert "3x3, 128 -> 3 channels, output 512x512: direct" in printed
         assert "3x3, 4 -> 512 channels, output 64x64: F(2,3) along the rows" in printed
-        assert "3x3, 512 -> 512 channels, output 128x128: 25 products" in printed
+        assert "3x3, 512 -> 512 channels, output 128x128: 25 products for 2x2 pixels" in printed
         if "avx2" in _library._C.cpu_capabilities():
             _library._C.set_cpu_capability("avx2")
             printed = [line.strip() for line in lines(capsys, verbose=True)]
             assert "3x3, 512 -> 512 channels, output 64x64: F(4,3)" in printed
             assert "4x4, 128 -> 64 channels, output 64x64: F(4,2)" in printed
+            assert "3x3, 512 -> 512 channels, output 128x128: 81 products for 4x4 pixels" in printed
+            assert "3x3, 512 -> 512 channels, output 32x32: 25 products for 2x2 pixels" in printed
         if "avx512_bf16" in _library._C.cpu_capabilities():
             _library._C.set_cpu_capability("avx512_bf16")
             printed = [line.strip() for line in lines(capsys, verbose=True)]

@@ -38,8 +38,9 @@ GRADIENTS = ("x", "weight", "bias")
 TOLERANCE = 1e-5
 NOTE = (
     "FLOP: the plain count, 36 multiply-adds per low-resolution pixel, Ci and Co. The roofline counts what a provider "
-    "really makes: 36, `fold` 16, `imagegen` 25 per 2x2 low-resolution pixels (6.25 each; 9 to at most four "
-    "channels), `imagegen-cuda` 9, `imagegen-triton` 16. A backward counts twice a forward. `fold` is one "
+    "really makes: 36, `fold` 16, `imagegen` 81 per 4x4 low-resolution pixels (5.06 each) from 24x24 on, below 25 per "
+    "2x2 (6.25 each; in bfloat16 everywhere), 9 to at most four channels, `imagegen-cuda` 9, `imagegen-triton` 16. A "
+    "backward counts twice a forward. `fold` is one "
     "ConvTranspose2d (kernel 4, stride 2, padding 1), its weights folded once before the clock starts, in training "
     "too. In forward+backward the weights are touched before every call, as an optimiser would."
 )
@@ -90,7 +91,7 @@ def flops(shape):
 
 
 def flops_made(shape, provider):
-    ours = 9 if shape[2] <= 4 else 25 / 4
+    ours = 9 if shape[2] <= 4 else 25 / 4 if shape[3] < 24 else 81 / 16
     made = {"imagegen": ours, "imagegen-cuda": 9, "imagegen-triton": 16, "fold": 16}
     return flops(shape) * made.get(provider, 36) / 36
 

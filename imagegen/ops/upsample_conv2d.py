@@ -15,11 +15,13 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, 
 
         y = act(conv2d(nearest2x(x), weight, padding=1) + bias)
 
-    On CPU it takes 25 multiplications per 2x2 input pixels and pair of channels where the plain way takes 144, on CUDA
-    36, on tensor cores. The result is exact up to rounding: in float32 with an error like that of the plain way's own
-    sums, in half precision on CUDA up to three times it, and float16 overflows there where x is above 16,000. In Triton
-    it is the transposed convolution that both steps are together, 64 multiplications for the same pixels, and the
-    weight's gradient is torch's convolution.
+    On CPU it takes 81 multiplications per 4x4 input pixels and pair of channels where the plain way takes 576, a
+    seventh; for images below about 24x24, and for bfloat16 on machines with bfloat16 dot products, 25 per 2x2 where it
+    takes 144. `imagegen.info(verbose=True)` names the choice for some shapes. On CUDA, on tensor cores, it takes 36 per
+    2x2. The result is exact up to rounding: in float32 it errs by about 2e-6, by 25 multiplications like the plain
+    way's own sums; in half precision on CUDA up to three times as much as those, and float16 overflows there where x is
+    above 16,000. In Triton it is the transposed convolution that both steps are together, 64 multiplications per 2x2,
+    and the weight's gradient is torch's convolution.
 
     Args:
         x: (B, C, H, W), contiguous, channels_last or any strides; float32, bfloat16, float16 or float64.

@@ -30,7 +30,8 @@ native = torch.ops.imagegen
 DEVICES, EVERY_DEVICE = devices("upsample_conv2d"), every_device("upsample_conv2d")
 NATIVE = pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "triton"])
 
-# (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours, either side of few channels, panels and pairs.
+# (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours, either side of few channels, panels and pairs;
+# images of either algorithm's tiles.
 SHAPES = [
     (1, 1, 1, 1, 1),
     (2, 19, 35, 5, 7),
@@ -67,7 +68,7 @@ def test_shapes(shape, dtype, backend, device, capability):
 
 @EVERY_DEVICE
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 35, 34, 5, 9), (2, 20, 3, 7, 6), (1, 18, 34, 25, 30)], ids=str)
 def test_layouts(layout, shape, backend, device, capability):
     x, w, b = make(shape, layout=layout, device=device)
     y = check(ours(backend=backend), plain(), x, w, b)
@@ -106,9 +107,9 @@ def test_gradient_layouts(layout, backend, device):
 
 @EVERY_DEVICE
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("cout", [3, 18])
-def test_activations(activation, cout, backend, device, capability):
-    x, w, b = make((2, 9, cout, 5, 6), device=device)
+@pytest.mark.parametrize("shape", [(2, 9, 3, 5, 6), (2, 9, 18, 5, 6), (1, 7, 18, 26, 31)], ids=str)
+def test_activations(activation, shape, backend, device, capability):
+    x, w, b = make(shape, device=device)
     check(ours(activation, backend), plain(activation), x, w, b)
     with torch.no_grad():  # where the activation is fused
         y = ops.upsample_conv2d(x, w, b, activation=activation, backend=backend)
@@ -159,8 +160,9 @@ def test_empty(shape, backend, device):
 @DEVICES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_error_at_the_size_models_use(layout, dtype, backend, device):
-    check(ours(backend=backend), plain(), *make((1, 192, 160, 16, 16), dtype, layout, device))
+@pytest.mark.parametrize("size", [16, 24])
+def test_error_at_the_size_models_use(size, layout, dtype, backend, device):
+    check(ours(backend=backend), plain(), *make((1, 192, 160, size, size), dtype, layout, device))
 
 
 @pytest.mark.parametrize("backend, device", [p for p in DEVICES.args[1] if p.id != "cpu"])
@@ -202,8 +204,9 @@ def test_bit_identical_for_any_number_of_threads(cout):
 
 
 @DEVICES
-def test_image_of_a_batch_is_the_image_alone(backend, device):
-    x, w, b = make((3, 20, 18, 9, 7), device=device)
+@pytest.mark.parametrize("size", [(9, 7), (16, 16), (24, 24)], ids=str)
+def test_image_of_a_batch_is_the_image_alone(size, backend, device):
+    x, w, b = make((3, 20, 18, *size), device=device)  # among the sizes one where all tiles would suit larger ones
     y = ours(backend=backend)(x, w, b)
     for i in range(3):
         assert torch.equal(y[i : i + 1], ours(backend=backend)(x[i : i + 1], w, b))
@@ -443,6 +446,22 @@ def test_weights_of_two_dtypes_share_no_entry():
         storage.copy_(torch.randn(w.shape))
         y = ops.upsample_conv2d(x.to(dtype), storage, b.to(dtype))
         assert relative_error(y, plain()(x.to(dtype).double(), storage.double(), b.to(dtype).double())) <= 1e-2
+
+
+def test_algorithms_and_directions_share_no_weight():
+    # One square weight serves both directions and, with a small image, both algorithms.
+    w = torch.randn(24, 24, 3, 3) / 15
+    for size in (26, 4, 26, 4):
+        x, grad = torch.randn(1, 24, size, size), torch.randn(1, 24, 2 * size, 2 * size)
+        exact, exact_grad = _exact(x, w, grad)
+        assert relative_error(ops.upsample_conv2d(x, w), exact) <= 1e-5
+        assert relative_error(native.upsample_conv2d_backward_input(grad, w), exact_grad) <= 1e-5
+
+
+def _exact(x, w, grad):
+    x = x.double().requires_grad_()
+    y = eager.upsample_conv2d(x, w.double(), None, "linear")
+    return y.detach(), torch.autograd.grad(y, x, grad.double())[0]
 
 
 def test_threads_share_the_cache():

@@ -3,24 +3,32 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/cpu_capability.h"
-#include "common/few_channels.h"
 #include "common/product_conv_host.h"
 #include "common/product_conv_weight.h"
 
 namespace imagegen {
 
-IMAGEGEN_DECLARE_KERNEL(void upsample_conv2d_kernel(const ProductConvParams&))
+IMAGEGEN_DECLARE_KERNEL(ConvAlgorithm upsample_conv2d_algorithm_kernel(const ConvShape&))
+IMAGEGEN_DECLARE_KERNEL(void upsample_conv2d_kernel(ConvAlgorithm, const ProductConvParams&))
 IMAGEGEN_DECLARE_KERNEL(void upsample_conv2d_few_kernel(const ProductConvParams&, const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(void upsample_conv2d_backward_input_kernel(const ProductConvParams&))
 IMAGEGEN_DECLARE_KERNEL(void upsample_conv2d_backward_weight_kernel(const ProductConvWeightParams&))
 // Return the bytes of the packed weight, and make it where params.u is given.
-IMAGEGEN_DECLARE_KERNEL(int64_t upsample_conv2d_pack_kernel(const PackWeightParams&))
+IMAGEGEN_DECLARE_KERNEL(int64_t upsample_conv2d_pack_kernel(ConvAlgorithm, const PackWeightParams&))
 IMAGEGEN_DECLARE_KERNEL(int64_t upsample_conv2d_backward_input_pack_kernel(const PackWeightParams&))
 
 namespace {
 
-bool is_direct(const ConvShape& shape) {
-  return shape.cout <= kFewChannels;
+ConvAlgorithm choose(const ConvShape& shape) {
+  return IMAGEGEN_PICK_KERNEL(upsample_conv2d_algorithm_kernel, shape.dtype, shape.cin)(shape);
+}
+
+const char* name_of(ConvAlgorithm algorithm) {
+  switch (algorithm) {
+    case ConvAlgorithm::direct: return "upsample_conv2d direct";
+    case ConvAlgorithm::large_tiles: return "upsample_conv2d 81 products for 4x4 pixels";
+    default: return "upsample_conv2d 25 products for 2x2 pixels";
+  }
 }
 
 Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
@@ -34,14 +42,16 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opt
   const auto bias = contiguous(bias_in);
   p.bias = data_of(bias);
   p.activation = act;
-  if (is_direct(p.shape())) {
+  const ConvAlgorithm algorithm = choose(p.shape());
+  if (algorithm == ConvAlgorithm::direct) {
     IMAGEGEN_PICK_KERNEL(upsample_conv2d_few_kernel, dtype)(p, pack_weight_params(weight, dtype));
     return y;
   }
-  const auto u = packed_weight("upsample_conv2d", weight, dtype, as_it_is,
-                               IMAGEGEN_PICK_KERNEL(upsample_conv2d_pack_kernel, dtype, p.cin));
+  const auto u = packed_weight(name_of(algorithm), weight, dtype, as_it_is, [&](const PackWeightParams& w) {
+    return IMAGEGEN_PICK_KERNEL(upsample_conv2d_pack_kernel, dtype, p.cin)(algorithm, w);
+  });
   p.u = u->data;
-  IMAGEGEN_PICK_KERNEL(upsample_conv2d_kernel, dtype, p.cin)(p);
+  IMAGEGEN_PICK_KERNEL(upsample_conv2d_kernel, dtype, p.cin)(algorithm, p);
   return y;
 }
 
@@ -72,7 +82,7 @@ Tensor upsample_conv2d_backward_weight_cpu(const Tensor& grad, const Tensor& x) 
 }  // namespace
 
 const char* upsample_conv2d_algorithm_name(const ConvShape& shape) {
-  return is_direct(shape) ? "upsample_conv2d direct" : "upsample_conv2d 25 products";
+  return name_of(choose(shape));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
