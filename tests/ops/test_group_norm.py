@@ -109,13 +109,13 @@ def test_layouts(layout, dtype, backend, device):
 
 
 @pytest.mark.parametrize("backend, device", QUICK_BACKENDS)
-@pytest.mark.parametrize("shape", [(1, 4, 1024, 808), (1, 312, 104, 104)], ids=str)
+@pytest.mark.parametrize("shape, num_groups", [((1, 4, 1024, 808), 4), ((1, 312, 104, 104), 26)], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_large(shape, channels_last, backend, device):
-    """Above the size from which outputs go past the caches, with whole vectors and with rests."""
+def test_large(shape, num_groups, channels_last, backend, device):
+    """Above the size from which outputs go past the caches: whole vectors and rests, groups above and below a MB."""
     x = torch.randn(shape, device=device)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    check_against_reference(x, 4, *factors(x), backend=backend)
+    check_against_reference(x, num_groups, *factors(x), backend=backend)
 
 
 @pytest.mark.parametrize("backend, device", BACKENDS)
@@ -201,7 +201,10 @@ def test_nan_stays_in_its_group(backend, device):
 
 
 @needs_library
-@pytest.mark.parametrize("shape, num_groups", [((1, 32, 64, 66), 4), ((3, 24, 48, 48), 1), ((2, 64, 40, 40), 32)])
+@pytest.mark.parametrize(
+    "shape, num_groups",
+    [((1, 32, 64, 66), 4), ((3, 24, 48, 48), 1), ((2, 64, 40, 40), 32), ((1, 64, 136, 128), 32)],  # the last: streamed
+)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 def test_same_bits_for_any_number_of_threads(shape, num_groups, channels_last):
     x = torch.randn(shape)

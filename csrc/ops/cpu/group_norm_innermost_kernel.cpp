@@ -20,6 +20,15 @@ INLINE int64_t for_vectors(int64_t n, const F& f) {
   return i;
 }
 
+// Neighbours in double precision.
+template <class T>
+INLINE Vec<double> widen(const T* p) {
+  typedef T Part __attribute__((vector_size(kLanes<double> * sizeof(T))));
+  Part part;
+  __builtin_memcpy(&part, p, sizeof(part));
+  return __builtin_convertvector(part, Vec<double>);
+}
+
 template <bool kBackward, class T>
 INLINE ChannelCoefficients<T> neighbours(const Coefficients<T>& k, int64_t i) {
   ChannelCoefficients<T> c{load(k.center + i), load(k.gain + i), load(k.offset + i), {}, {}};
@@ -54,33 +63,49 @@ struct InnermostGroupNorm : GroupNorm<S> {
   // Vectors of channels whose sums stay in registers: three registers each of 32, or of 16.
   static constexpr int kWide = kVectorBytes == 64 ? 8 : 4, kWideGradient = 4;
 
-  // The moments of every group over one piece; pivot, sums and squares are scratch for each channel.
-  void piece_moments(int64_t b, int64_t piece, T* pivot, T* sums, T* squares, Moments* moments) const {
-    const int64_t begin = piece * piece_pixels, n = min(piece_pixels, p.pixels - begin), sample = ceil_div(n, kSample);
-    for (int64_t c = 0; c < padded; ++c) pivot[c] = sums[c] = squares[c] = 0;
+  // Sums over one piece for each channel: of the pixels that give its pivot, of x - pivot and of its square.
+  struct ChannelSums {
+    T *pivot, *sums, *squares;
+  };
+  ChannelSums channel_sums(T* scratch, int64_t b, int64_t piece) const {
+    T* const first = scratch + (b * pieces + piece) * 3 * padded;
+    return {first, first + padded, first + 2 * padded};
+  }
+  int64_t pixels_of(int64_t piece) const { return min(piece_pixels, p.pixels - piece * piece_pixels); }
+
+  void sum_piece(int64_t b, int64_t piece, const ChannelSums& s) const {
+    const int64_t begin = piece * piece_pixels, n = pixels_of(piece), sample = ceil_div(n, kSample);
+    for (int64_t c = 0; c < padded; ++c) s.pivot[c] = s.sums[c] = s.squares[c] = 0;
     for_tiles(b, begin, begin + sample, [&](const S* x, const S*, int64_t, int64_t m, int64_t stride, int64_t) {
       for (int64_t i = 0; i < m; ++i)
         for (int64_t c = 0; c < p.channels; c += L)
-          store(pivot + c, load(pivot + c) + load(x + i * stride + c, p.channels - c));
+          store(s.pivot + c, load(s.pivot + c) + load(x + i * stride + c, p.channels - c));
     });
-    for (int64_t c = 0; c < padded; ++c) pivot[c] /= T(sample);
+    for (int64_t c = 0; c < padded; c += L) store(s.pivot + c, load(s.pivot + c) / T(sample));
     for_tiles(b, begin, begin + n, [&](const S* x, const S*, int64_t, int64_t m, int64_t stride, int64_t) {
       int64_t c = 0;
       for (; c + kWide * L <= p.channels; c += kWide * L)
-        add_pixels<kWide>(x + c, m, stride, kWide * L, pivot + c, sums + c, squares + c);
-      for (; c < p.channels; c += L) add_pixels<1>(x + c, m, stride, p.channels - c, pivot + c, sums + c, squares + c);
+        add_pixels<kWide>(x + c, m, stride, kWide * L, s.pivot + c, s.sums + c, s.squares + c);
+      for (; c < p.channels; c += L)
+        add_pixels<1>(x + c, m, stride, p.channels - c, s.pivot + c, s.sums + c, s.squares + c);
     });
-    for (int64_t g = 0; g < p.groups; ++g) {
-      double total = 0, m2 = 0;
-      const double share = 1.0 / n;
-      const int64_t first = g * group_channels, last = first + group_channels;
-      for (int64_t c = first; c < last; ++c) total += pivot[c] + sums[c] * share;
-      const double mean = total / group_channels;
-      for (int64_t c = first; c < last; ++c) {
-        const double sum = sums[c], d = pivot[c] + sum * share - mean;
-        m2 += squares[c] - sum * sum * share + n * d * d;
+  }
+
+  // From the sums of all pieces, about the pivots of the first: sums and squares are scratch for each channel. Pieces
+  // are added channel by channel, in vectors, and groups only then: group by group, each piece of 64 pixels would take
+  // as long again as its sums.
+  void combine_channels(int64_t b, T* scratch, double* sums, double* squares) const {
+    constexpr int D = kLanes<double>;
+    const T* const pivot = channel_sums(scratch, b, 0).pivot;
+    for (int64_t c = 0; c < padded; ++c) sums[c] = squares[c] = 0;
+    for (int64_t i = 0; i < pieces; ++i) {
+      const ChannelSums part = channel_sums(scratch, b, i);
+      const double n = pixels_of(i), share = 1 / n;
+      for (int64_t c = 0; c < padded; c += D) {
+        const Vec<double> sum = widen(part.sums + c), mean = widen(part.pivot + c) - widen(pivot + c) + sum * share;
+        store(sums + c, load(sums + c) + n * mean);
+        store(squares + c, load(squares + c) + (widen(part.squares + c) - sum * sum * share + n * mean * mean));
       }
-      moments[g] = {double(n * group_channels), mean, max(0.0, m2)};
     }
   }
 
@@ -179,23 +204,28 @@ struct InnermostGroupNorm : GroupNorm<S> {
 
   void forward() {
     const bool streamed = streams(p.channels);
-    Moments* moments;  // [B, pieces, groups]
+    double* channels;  // [B, 2, padded C]
     T* scratch;        // [B, pieces, 3, padded C]
-    allocate(p.batch * pieces * p.groups, p.batch * pieces * 3 * padded, &moments, &scratch);
+    allocate(p.batch * 2 * padded, p.batch * pieces * 3 * padded, &channels, &scratch);
     two_sweeps<false>(
         p.batch, pieces, p.channels * p.pixels,
-        [&](int64_t b, int64_t piece) {
-          if (p.moments) return;
-          T* s = scratch + (b * pieces + piece) * 3 * padded;
-          piece_moments(b, piece, s, s + padded, s + 2 * padded, moments + (b * pieces + piece) * p.groups);
+        [&](int64_t b, int64_t piece, int64_t) {
+          if (!p.moments) sum_piece(b, piece, channel_sums(scratch, b, piece));
         },
         [&](int64_t b) {
+          double *sums = channels + b * 2 * padded, *squares = sums + padded;
+          if (!p.moments) combine_channels(b, scratch, sums, squares);
+          const T* const pivot = channel_sums(scratch, b, 0).pivot;
+          const double n = p.pixels;
           for (int64_t g = 0; g < p.groups; ++g) {
-            const auto part = [&](int64_t i) { return moments[(b * pieces + i) * p.groups + g]; };
-            finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, part));
+            const auto channel = [&](int64_t i) {
+              const int64_t c = g * group_channels + i;
+              return about(pivot[c], n, sums[c], squares[c]);
+            };
+            finish_forward(b, g, p.moments ? known_moments(b, g) : combine(group_channels, channel));
           }
         },
-        [&](int64_t b, int64_t piece, bool goes_on) {
+        [&](int64_t b, int64_t piece, int64_t, bool goes_on) {
           if (!p.y) return;
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, false, true>(b, piece, goes_on) : write<A, false, false>(b, piece, goes_on);
@@ -205,28 +235,28 @@ struct InnermostGroupNorm : GroupNorm<S> {
 
   void backward() {
     const bool streamed = streams(p.channels);
-    Moments* none;
-    T* sums;  // [B, pieces, 2, padded C]
-    allocate(0, p.batch * pieces * 2 * padded, &none, &sums);
+    double* channels;  // [B, 2, padded C]
+    T* sums;           // [B, pieces, 2, padded C]
+    allocate(p.batch * 2 * padded, p.batch * pieces * 2 * padded, &channels, &sums);
     start_backward();
     two_sweeps<false>(
         p.batch, pieces, p.channels * p.pixels,
-        [&](int64_t b, int64_t piece) {
+        [&](int64_t b, int64_t piece, int64_t) {
           dispatch_usual(p.activation,
                          [&]<Activation A>() { gradient_sums<A>(b, piece, sums + (b * pieces + piece) * 2 * padded); });
         },
         [&](int64_t b) {
+          double* const of_image = channels + b * 2 * padded;
+          for (int64_t c = 0; c < 2 * padded; ++c) of_image[c] = 0;
+          for (int64_t i = 0; i < pieces; ++i) {
+            const T* part = sums + (b * pieces + i) * 2 * padded;
+            for (int64_t c = 0; c < 2 * padded; c += kLanes<double>)
+              store(of_image + c, load(of_image + c) + widen(part + c));
+          }
           for (int64_t g = 0; g < p.groups; ++g)
-            finish_backward(b, g, [&](int64_t c) {
-              GradientSums s{};
-              for (int64_t i = 0; i < pieces; ++i) {
-                const T* part = sums + (b * pieces + i) * 2 * padded + c;
-                s.dz += part[0], s.dz_d += part[padded];
-              }
-              return s;
-            });
+            finish_backward(b, g, [&](int64_t c) { return GradientSums{of_image[c], of_image[padded + c]}; });
         },
-        [&](int64_t b, int64_t piece, bool goes_on) {
+        [&](int64_t b, int64_t piece, int64_t, bool goes_on) {
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, true, true>(b, piece, goes_on) : write<A, true, false>(b, piece, goes_on);
           });

@@ -7,14 +7,9 @@ namespace {
 constexpr int64_t kPlanarPiece = 4096;  // elements of one group: in float, half of L1
 
 // Groups up to this size keep dz between the sweeps of the backward: out of the caches it is read again faster than
-// worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for that.
+// worked out (1.5x for SiLU). Where channels are innermost a unit is an image, too large for that: even images of 512
+// KB gain nothing.
 constexpr int64_t kKeptBytes = int64_t{1} << 20;
-
-// From sums of (x - pivot) and its square. The pivot is the mean of a sixteenth or more of the elements, so the
-// subtraction loses at most four bits even where |mean| is far above the deviation.
-INLINE Moments about(double pivot, double n, double sum, double square) {
-  return {n, pivot + sum / n, max(0.0, square - sum * sum / n)};
-}
 
 template <bool kBackward, class T>
 INLINE ChannelCoefficients<T> splat(const Coefficients<T>& k, int64_t i) {
@@ -30,6 +25,16 @@ INLINE Vec<T> keep(Vec<T> v, int64_t n) {
   for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
   using Lane = __typeof__(lane[0] + 0);
   return select<T>(lane < static_cast<Lane>(n), v, Vec<T>{});
+}
+
+// In a tree: lane by lane, short runs would spend as long on their last vector as on their pixels.
+template <class T>
+INLINE T tree_sum(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int n = kLanes<T> / 2; n >= 1; n /= 2)
+    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  return lanes[0];
 }
 
 // A unit is one group of one image, a piece some of its channels or a part of one channel.
@@ -66,7 +71,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
         sampled += length;
       });
     });
-    const T pivot = sum<T>(total) / T(max<int64_t>(sampled, 1));
+    const T pivot = tree_sum<T>(total) / T(max<int64_t>(sampled, 1));
 
     Vec<T> sums[4] = {}, squares[4] = {};
     const auto add = [&](int j, Vec<T> d) { sums[j] += d, squares[j] += d * d; };
@@ -82,33 +87,33 @@ struct PlanarGroupNorm : GroupNorm<S> {
         if (i < length) add(0, keep<T>(load(x + i, length - i) - pivot, length - i));
       });
     });
-    return about(pivot, n, sum<T>(sums[0] + sums[1] + (sums[2] + sums[3])),
-                 sum<T>(squares[0] + squares[1] + (squares[2] + squares[3])));
+    return about(pivot, n, tree_sum<T>(sums[0] + sums[1] + (sums[2] + sums[3])),
+                 tree_sum<T>(squares[0] + squares[1] + (squares[2] + squares[3])));
   }
 
-  // kKeep leaves dz in y, where write finds it.
+  // kKeep leaves dz in kept_group, where write finds it.
   template <Activation A, bool kKeep>
-  void gradient_sums(int64_t unit, int64_t piece, T* sums) const {
+  void gradient_sums(int64_t unit, int64_t piece, S* kept_group, T* sums) const {
     for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<false>(k, b * padded + c);
       Vec<T> dz{}, dz_d{};
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
         const S *x = x_at(b, c) + x_offset, *grad = grad_at(b, c) + grad_offset;
-        [[maybe_unused]] S* y = y_at(b, c) + pixel;
+        [[maybe_unused]] S* kept = kept_group + c % group_channels * p.pixels + pixel;
         int64_t i = 0;
         for (; i + L <= length; i += L) {
           __builtin_prefetch(x + i + kAheadOfSums);
           __builtin_prefetch(grad + i + kAheadOfSums);
-          const Vec<T> kept = this->template add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
-          if constexpr (kKeep) store(y + i, kept);
+          const Vec<T> v = this->template add_gradient<A>(load(x + i), load(grad + i), kc, dz, dz_d);
+          if constexpr (kKeep) store(kept + i, v);
         }
         if (i == length) return;
         const int64_t rest = length - i;
-        const Vec<T> kept = this->template add_gradient<A>(load(x + i, rest), load(grad + i, rest), kc, dz, dz_d);
-        if constexpr (kKeep) store(y + i, kept, rest);
+        const Vec<T> v = this->template add_gradient<A>(load(x + i, rest), load(grad + i, rest), kc, dz, dz_d);
+        if constexpr (kKeep) store(kept + i, v, rest);
       });
-      *sums++ = sum<T>(dz);
-      *sums++ = sum<T>(dz_d);
+      *sums++ = tree_sum<T>(dz);
+      *sums++ = tree_sum<T>(dz_d);
     });
   }
 
@@ -118,17 +123,17 @@ struct PlanarGroupNorm : GroupNorm<S> {
     return (unit + 1) % p.groups ? next_group : p.x_batch_stride - (p.groups - 1) * next_group;
   }
 
-  // kKeep finds dz, which is past the activation, in y. The forward fetches x of the next unit, which is read after
-  // this.
+  // kKeep finds dz, which is past the activation, in kept_group. The forward fetches x of the next unit, which is read
+  // after this.
   template <Activation A, bool kBackward, bool kStream, bool kKeep = false>
-  void write(int64_t unit, int64_t piece, bool goes_on) const {
+  void write(int64_t unit, int64_t piece, bool goes_on, const S* kept_group = nullptr) const {
     [[maybe_unused]] const int64_t ahead = goes_on ? to_next_unit(unit) : 0;
     for_channels(unit, piece, [&](int64_t b, int64_t c, int64_t begin, int64_t end) {
       const auto kc = splat<kBackward>(k, b * padded + c);
       for_runs(begin, end, [&](int64_t x_offset, int64_t grad_offset, int64_t pixel, int64_t length) {
         const S *x = x_at(b, c) + x_offset, *grad = kBackward ? grad_at(b, c) + grad_offset : nullptr;
         S* y = y_at(b, c) + pixel;
-        if constexpr (kKeep) grad = y;
+        if constexpr (kKeep) grad = kept_group + c % group_channels * p.pixels + pixel;
         int64_t i = 0;
         for (; i + L <= length; i += L) {
           if constexpr (!kBackward) __builtin_prefetch(x + i + ahead, 0, 3);
@@ -155,7 +160,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
     allocate(units * pieces, 0, &moments, &none);
     two_sweeps<true>(
         units, pieces, group_channels * p.pixels,
-        [&](int64_t unit, int64_t piece) {
+        [&](int64_t unit, int64_t piece, int64_t) {
           if (!p.moments) moments[unit * pieces + piece] = piece_moments(unit, piece);
         },
         [&](int64_t unit) {
@@ -163,7 +168,7 @@ struct PlanarGroupNorm : GroupNorm<S> {
           const int64_t b = unit / p.groups, g = unit % p.groups;
           finish_forward(b, g, p.moments ? known_moments(b, g) : combine(pieces, [&](int64_t i) { return parts[i]; }));
         },
-        [&](int64_t unit, int64_t piece, bool goes_on) {
+        [&](int64_t unit, int64_t piece, int64_t, bool goes_on) {
           if (!p.y) return;
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, false, true>(unit, piece, goes_on) : write<A, false, false>(unit, piece, goes_on);
@@ -174,18 +179,26 @@ struct PlanarGroupNorm : GroupNorm<S> {
   void backward() {
     constexpr bool kCanKeep = sizeof(S) == sizeof(T);  // half precision would round dz
     const bool keep = kCanKeep && p.activation != Activation::linear && group_elements * sizeof(S) <= kKeptBytes;
-    const bool streamed = !keep && streams(p.size[p.dims - 1]);
-    const int64_t units = p.batch * p.groups, width = 2 * piece_channels;
+    const bool streamed = streams(p.size[p.dims - 1]);
+    const int64_t units = p.batch * p.groups, width = 2 * piece_channels, group = group_channels * p.pixels;
+    const int64_t kept = keep && streamed ? num_threads() * group : 0;
     Moments* none;
-    T* sums;
-    allocate(0, units * pieces * width, &none, &sums);
+    T* scratch;  // dz of a group for each thread, at whole lines; then the sums
+    allocate(0, kept + units * pieces * width, &none, &scratch);
+    T* const sums = scratch + kept;
+    // Where dz of a group is kept: where y comes, unless that is stored past the caches.
+    const auto kept_group = [&](int64_t unit, int64_t thread) {
+      if (streamed && thread != kShared) return static_cast<S*>(static_cast<void*>(scratch + thread * group));
+      return y_at(unit / p.groups, unit % p.groups * group_channels);
+    };
     start_backward();
     two_sweeps<false>(
         units, pieces, group_channels * p.pixels,
-        [&](int64_t unit, int64_t piece) {
+        [&](int64_t unit, int64_t piece, int64_t thread) {
           T* out = sums + (unit * pieces + piece) * width;
           dispatch_usual(p.activation, [&]<Activation A>() {
-            keep ? gradient_sums<A, kCanKeep>(unit, piece, out) : gradient_sums<A, false>(unit, piece, out);
+            keep ? gradient_sums<A, kCanKeep>(unit, piece, kept_group(unit, thread), out)
+                 : gradient_sums<A, false>(unit, piece, nullptr, out);
           });
         },
         [&](int64_t unit) {
@@ -201,8 +214,13 @@ struct PlanarGroupNorm : GroupNorm<S> {
             return s;
           });
         },
-        [&](int64_t unit, int64_t piece, bool) {
-          if (keep) return write<Activation::linear, true, false, true>(unit, piece, false);
+        [&](int64_t unit, int64_t piece, int64_t thread, bool) {
+          if (keep) {
+            const S* from = kept_group(unit, thread);
+            return streamed && thread != kShared
+                       ? write<Activation::linear, true, true, true>(unit, piece, false, from)
+                       : write<Activation::linear, true, false, true>(unit, piece, false, from);
+          }
           dispatch_usual(p.activation, [&]<Activation A>() {
             streamed ? write<A, true, true>(unit, piece, false) : write<A, true, false>(unit, piece, false);
           });
