@@ -122,7 +122,7 @@ def chosen_on_gpu(monkeypatch):
         monkeypatch.setattr(_backend, "_warned", set())
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return _backend.choose(op, {n: n for n in implementations}, None, x or OnGpu(), declines, flop)
+            return _backend.choose(op, {n: n for n in implementations}, None, x or OnGpu(), declines, lambda: flop)
 
     return choose
 

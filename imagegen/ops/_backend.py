@@ -32,17 +32,17 @@ _warned = set()
 _architectures = {}  # index of a CUDA device -> its architecture
 
 
-def choose(op, implementations, backend, x, declines=None, flop=0):
+def choose(op, implementations, backend, x, declines=None, flop=lambda: 0):
     """The implementation of `op` for x: the one asked for, or the first that is ready on x's device.
 
     implementations maps backend names to functions of one signature. A backend asked for by name never falls
     back: it raises with the reason. A fallback to eager where a kernel exists for other installations warns once.
     declines(name, x) is None where that backend takes an x like this, else one sentence; without it each takes any.
-    flop is what a forward of this call takes as the op's benchmark counts it: by it the measurements are asked.
+    flop() is what a forward of this call takes as the op's benchmark counts it: by it the measurements are asked.
     """
     if x.is_cpu and backend is None and forced is None and forward_ad._current_level < 0:
         run = implementations.get("cpu")  # what follows would find it too, 0.6 µs later
-        if run is not None and _library.why_missing(op, "cpu") is None and not (declines and declines("cpu", x)):
+        if run is not None and op in _library.compiled["cpu"] and not (declines and declines("cpu", x)):
             return run
     device = "cpu" if x.is_cpu else x.device.type  # the second takes 0.4 µs
 
@@ -59,7 +59,7 @@ def choose(op, implementations, backend, x, declines=None, flop=0):
         if reason is not None:
             raise RuntimeError(f"{op}: backend {asked!r} can't run here: {reason}")
         return implementations[asked]
-    measured = _fastest(op, x, flop) if device == "cuda" else None
+    measured = _fastest(op, x, flop()) if device == "cuda" else None
     for name in measured or PREFERENCE.get(device, ("eager",)):
         if reason_against(name) is None:
             break

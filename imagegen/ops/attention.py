@@ -68,7 +68,7 @@ def attention(
     """
     q, k, v = (_cast_for_autocast(t) for t in (q, k, v))
     scale = _check(q, k, v, mask, scale)
-    run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q, _declines, flop=4 * q.numel() * k.size(2))
+    run = _backend.choose("attention", _IMPLEMENTATIONS, backend, q, _declines, flop=lambda: 4 * q.numel() * k.size(2))
     if q_norm is None and k_norm is None and rotary is None:
         return run(q, k, v, mask, bool(causal), scale)
     rows = attention_rows.check(q, k, q_norm, k_norm, norm_eps, rotary, rotary_pairs)

@@ -39,7 +39,7 @@ def bias_act(x, b=None, *, dim=1, act="linear", alpha=None, gain=None, clamp=Non
     _check(x, b, dim, act, clamp)
     alpha = LRELU_SLOPE if alpha is None else float(alpha)
     gain = _DEFAULT_GAIN.get(act, 1.0) if gain is None else float(gain)
-    run = _backend.choose("bias_act", _IMPLEMENTATIONS, backend, x, flop=5 * x.numel())
+    run = _backend.choose("bias_act", _IMPLEMENTATIONS, backend, x, flop=lambda: 5 * x.numel())
     return run(x, b, dim % x.dim(), act, alpha, gain, None if clamp is None else float(clamp))
 
 

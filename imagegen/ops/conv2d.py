@@ -56,7 +56,7 @@ def conv2d(
     """
     arguments = x, weight, bias, residual, scale, shift, input_activation, activation
     try:
-        run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x, flop=18 * x.numel() * weight.size(0))
+        run = _backend.choose("conv2d", _IMPLEMENTATIONS, backend, x, flop=lambda: 18 * x.numel() * weight.size(0))
         if run is eager.conv2d:
             _check(*arguments)
         return run(*arguments)
@@ -87,30 +87,34 @@ def _check(x, weight, bias, residual, scale, shift, input_activation, activation
     check_activation(op, "activation", activation)
 
 
+def _on_cpu(x, weight, bias, residual, scale, shift, input_activation, activation):
+    """Five arguments that say nothing take 1 µs of a call, as long as a small image."""
+    if residual is None and scale is None and shift is None and input_activation == activation == "linear":
+        return _plain(x, weight, bias)
+    return _fused(x, weight, bias, residual, scale, shift, input_activation, activation)
+
+
 def _apart(x, weight, bias, residual, scale, shift, input_activation, activation):
     """The same with every step on its own: fused, what gradients are computed from would have to be computed again."""
     h = map_input(x, scale, shift, input_activation)
-    y = _convolve(h, weight, bias)
+    y = _plain(h, weight, bias)
     return ACTIVATIONS[activation](y if residual is None else y + residual.to(y.dtype))
 
 
-def _convolve(x, weight, bias=None):
-    return _conv2d(x, weight, bias, None, None, None, "linear", "linear")
-
-
-_conv2d = _library.past_autograd("conv2d")
+_plain = _library.past_autograd("conv2d_plain")
+_fused = _library.past_autograd("conv2d", with_grad=_apart)
 _backward_input = _library.past_autograd("conv2d_backward_input")
 _backward_weight = _library.past_autograd("conv2d_backward_weight")
 
-_IMPLEMENTATIONS = {"eager": eager.conv2d, "cpu": _library.past_autograd("conv2d", with_grad=_apart)}
-
-
-# The convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
-# <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
+_IMPLEMENTATIONS = {"eager": eager.conv2d, "cpu": _on_cpu}
 
 
 def _fake(x, weight, *others):
     _check(x, weight, *others)
+    return _empty(x, weight)
+
+
+def _empty(x, weight):
     b, _, h, w = x.shape
     return x.new_empty(b, weight.size(0), h, w).to(memory_format=memory_format(x))
 
@@ -121,22 +125,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    tensors = ctx.saved_tensors
-    x, weight, scale = tensors[0], tensors[1], tensors[4]
-    need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
-    if scale is not None or (ctx.input_activation, ctx.activation) != ("linear", "linear"):
-        return *_backward_apart(ctx, tensors, grad), None, None
-    return (
-        _backward_input(grad, weight) if need_x else None,
-        _backward_weight(grad, x) if need_weight else None,
-        grad.sum((0, 2, 3)) if need_bias else None,
-        grad if need_residual else None,
-        *(None,) * 4,
-    )
-
-
-def _backward_apart(ctx, tensors, grad):
-    create_graph = torch.is_grad_enabled()
+    tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
         # Views, so that one tensor passed in two places gets the gradient of each.
@@ -147,7 +136,30 @@ def _backward_apart(ctx, tensors, grad):
         y = _apart(*tensors, ctx.input_activation, ctx.activation)
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
         gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
-    return [next(gradients) if need else None for need in needs]
+    return *[next(gradients) if need else None for need in needs], None, None
+
+
+# The plain convolution is linear in x and in weight. With C(x, w) for it, X(g, w) and W(g, x) for its two gradients,
+# <g, C(x, w)> = <x, X(g, w)> = <w, W(g, x)>: each one's gradients are the other two.
+
+
+def _fake_plain(x, weight, bias):
+    check_conv3x3("conv2d", x, weight, bias)
+    return _empty(x, weight)
+
+
+def _setup_context_plain(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward_plain(ctx, grad):
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad
+    return (
+        _backward_input(grad, weight) if need_x else None,
+        _backward_weight(grad, x) if need_weight else None,
+        grad.sum((0, 2, 3)) if need_bias else None,
+    )
 
 
 def _fake_backward_input(grad, weight):
@@ -162,7 +174,7 @@ def _setup_context_two(ctx, inputs, output):
 def _backward_of_backward_input(ctx, grad_x):
     grad, weight = ctx.saved_tensors
     return (
-        _convolve(grad_x, weight) if ctx.needs_input_grad[0] else None,
+        _plain(grad_x, weight, None) if ctx.needs_input_grad[0] else None,
         _backward_weight(grad, grad_x) if ctx.needs_input_grad[1] else None,
     )
 
@@ -174,12 +186,19 @@ def _fake_backward_weight(grad, x):
 def _backward_of_backward_weight(ctx, grad_weight):
     grad, x = ctx.saved_tensors
     return (
-        _convolve(x, grad_weight) if ctx.needs_input_grad[0] else None,
+        _plain(x, grad_weight, None) if ctx.needs_input_grad[0] else None,
         _backward_input(grad, grad_weight) if ctx.needs_input_grad[1] else None,
     )
 
 
 _library.register("conv2d", fake=_fake, setup_context=_setup_context, backward=_backward, autocast=(0, 1, 2, 3))
+_library.register(
+    "conv2d_plain",
+    fake=_fake_plain,
+    setup_context=_setup_context_plain,
+    backward=_backward_plain,
+    autocast=(0, 1, 2),
+)
 _library.register(
     "conv2d_backward_input",
     fake=_fake_backward_input,

@@ -63,8 +63,9 @@ def conv_transpose2d(
         )
     ]
     _check(x, weight, bias, geometry, scale, shift, activation)
-    flop = 2 * x.numel() * weight.size(1) * weight.size(2) * weight.size(3)
-    run = _backend.choose("conv_transpose2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
+    run = _backend.choose(
+        "conv_transpose2d", _IMPLEMENTATIONS, backend, x, _declines, lambda: 2 * x.numel() * weight[0].numel()
+    )
     return run(x, weight, bias, *geometry, scale, shift, activation)
 
 

@@ -85,7 +85,7 @@ def sampler_step(
         known_noise, copies, model_input_dtype,
     )  # fmt: skip
     try:
-        run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x, flop=10 * x.numel())
+        run = _backend.choose("sampler_step", _IMPLEMENTATIONS, backend, x, flop=lambda: 10 * x.numel())
         if run is eager.sampler_step:
             _check(x, slots, *arguments)
         on_host, copies, operands = _operands(run is eager.sampler_step, *arguments[:-1])
@@ -146,7 +146,9 @@ def sampler_step_(
         known_noise, copies, model_input_dtype,
     )  # fmt: skip
     try:
-        run = _backend.choose("sampler_step_", _INPLACE_IMPLEMENTATIONS, backend, state, flop=10 * state.numel())
+        run = _backend.choose(
+            "sampler_step_", _INPLACE_IMPLEMENTATIONS, backend, state, flop=lambda: 10 * state.numel()
+        )
         if run is eager.sampler_step_:
             _check(state[0], state[1:], *arguments)
         _, copies, operands = _operands(run is eager.sampler_step_, *arguments[:-1])

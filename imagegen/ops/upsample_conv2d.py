@@ -48,8 +48,9 @@ def upsample_conv2d(x, weight, bias=None, *, activation="linear", moments=None, 
         _check(x, weight, bias, activation, moments)
         _check_packed(packed_weight, weight)
     try:
-        flop = 72 * x.numel() * weight.size(0)
-        run = _backend.choose("upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, flop)
+        run = _backend.choose(
+            "upsample_conv2d", _IMPLEMENTATIONS, backend, x, _declines, lambda: 72 * x.numel() * weight.size(0)
+        )
         return run(x, weight, bias, activation, moments, packed_weight)
     except Exception:
         explain(_check, x, weight, bias, activation, moments)

@@ -105,8 +105,8 @@ def test_a_call_is_looked_up_by_the_flop_of_its_benchmark(op, monkeypatch):
     bench = suite.load("ops", op)
     asked, choose = [], _backend.choose
 
-    def spy(op, implementations, backend, x, declines=None, flop=0):
-        asked.append((op.rstrip("_"), flop))
+    def spy(op, implementations, backend, x, declines=None, flop=lambda: 0):
+        asked.append((op.rstrip("_"), flop()))
         return choose(op, implementations, backend, x, declines, flop)
 
     monkeypatch.setattr(_backend, "choose", spy)

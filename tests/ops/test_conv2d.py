@@ -259,6 +259,8 @@ def test_any_shape(shape, layout, dtype):
 def test_opcheck():
     for layout in "contiguous", "channels_last":
         x, w, b, r, s, t = (v.requires_grad_() for v in make((2, 3, 6, 4, 5), layout=layout))
+        torch.library.opcheck(native.conv2d_plain, (x, w, b))
+        torch.library.opcheck(native.conv2d_plain, (x, w, None))
         torch.library.opcheck(native.conv2d, (x, w, b, None, None, None, "linear", "linear"))
         torch.library.opcheck(native.conv2d, (x, w, None, r, s, t, "silu", "relu"))
         torch.library.opcheck(native.conv2d_backward_input, (r, w))
@@ -301,6 +303,7 @@ def test_autocast(dtype):
     assert x.grad.dtype == w.grad.dtype == b.grad.dtype == r.grad.dtype == torch.float32
     with torch.autocast("cpu", dtype), torch.no_grad():
         assert ops.conv2d(x, w, b, scale=s, shift=t).dtype == dtype
+        assert torch.equal(ops.conv2d(x, w, b), ops.conv2d(x_, w_, b_))
 
 
 def test_small_images_take_small_tiles():
@@ -385,6 +388,13 @@ def test_errors(name):
         lambda: ops.conv2d(x, weight, bias, **named),
         lambda: native.conv2d(*options.values()),
     )
+    if changed.keys() <= {"x", "weight", "bias"}:
+        check_error(
+            error,
+            f"conv2d: {message}",
+            lambda: ops.conv2d(x, weight, bias),
+            lambda: native.conv2d_plain(x, weight, bias),
+        )
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,9 @@ std::optional<Tensor> like(const std::optional<Tensor>& t, const Tensor& y) {
   return torch::stable::contiguous(*t, is_channels_last(y) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
-                  const std::optional<Tensor>& residual_in, const std::optional<Tensor>& scale_in,
-                  const std::optional<Tensor>& shift_in, const std::string& input_activation,
-                  const std::string& activation) {
-  check_conv2d(x, weight, bias_in, residual_in, scale_in, shift_in);
-  const Activation x_act = check_activation("conv2d", "input_activation", input_activation);
-  const Activation act = check_activation("conv2d", "activation", activation);
+Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in,
+                const std::optional<Tensor>& residual_in, const std::optional<Tensor>& scale_in,
+                const std::optional<Tensor>& shift_in, Activation x_act, Activation act) {
   const Dtype dtype = check_dtype("conv2d", "x", x);
   Tensor y = new_empty_4d(x, {x.size(0), weight.size(0), x.size(2), x.size(3)}, is_channels_last(x));
   if (y.numel() == 0) return y;
@@ -76,6 +72,21 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   p.x_activation = x_act, p.activation = act;
   run(p, weight, as_it_is);
   return y;
+}
+
+Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& residual, const std::optional<Tensor>& scale,
+                  const std::optional<Tensor>& shift, const std::string& input_activation,
+                  const std::string& activation) {
+  check_conv2d(x, weight, bias, residual, scale, shift);
+  const Activation x_act = check_activation("conv2d", "input_activation", input_activation);
+  const Activation act = check_activation("conv2d", "activation", activation);
+  return convolve(x, weight, bias, residual, scale, shift, x_act, act);
+}
+
+Tensor conv2d_plain_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_conv3x3("conv2d", x, weight, bias);
+  return convolve(x, weight, bias, {}, {}, {}, Activation::linear, Activation::linear);
 }
 
 Tensor conv2d_backward_input_cpu(const Tensor& grad, const Tensor& weight) {
@@ -105,6 +116,7 @@ const char* conv2d_algorithm_name(const ConvShape& shape) {
 
 STABLE_TORCH_LIBRARY_IMPL(imagegen, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d_cpu));
+  m.impl("conv2d_plain", TORCH_BOX(&conv2d_plain_cpu));
   m.impl("conv2d_backward_input", TORCH_BOX(&conv2d_backward_input_cpu));
   m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight_cpu));
 }
