@@ -47,6 +47,76 @@ void map_channels(const ProductConvParams& p, int64_t b, T* x, int64_t stride, i
   });
 }
 
+// Elements of a and b, counted through both.
+template <class V, size_t... I>
+INLINE V pick(V a, V b, std::index_sequence<I...>) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  typedef std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t> Mask __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Mask{I...});
+#endif
+}
+// Every n-th of vectors 0 to i from element `first` on: b is vector i, and a vector 0, or what this made of those
+// before.
+template <int n, int first, int i, class V, size_t... I>
+INLINE V every_nth(V a, V b, std::index_sequence<I...>) {
+  constexpr int L = sizeof...(I);
+  return pick(a, b,
+              std::index_sequence<((n * I + first) / L == i ? L + (n * I + first) % L
+                                   : i == 1                 ? (n * I + first) % L
+                                                            : I)...>());
+}
+
+// Channels that lie side by side, each to a row of its own.
+template <int kCin, class S, class T>
+void split(const S* x, int64_t n, T* to, int64_t stride) {
+  constexpr int L = kLanes<T>;
+  for (int64_t w = 0; w < n; w += L) {
+    Vec<T> v[kCin];
+    for (int i = 0; i < kCin; ++i) v[i] = load(x + w * kCin + i * L, max<int64_t>(0, (n - w) * kCin - i * L));
+    unrolled<kCin>([&]<int c>() {
+      Vec<T> r = v[0];
+      unrolled<kCin - 1>([&]<int i>() { r = every_nth<kCin, c, i + 1>(r, v[i + 1], std::make_index_sequence<L>()); });
+      store(to + c * stride + w, r, n - w);
+    });
+  }
+}
+// The same for n pixels of x, if it has two to four channels: a fifth of the time of a convolution from three to 32.
+template <class S, class T>
+bool split_channels(const ProductConvParams& p, const S* x, int64_t n, T* to, int64_t stride) {
+  if (p.x_stride[1] != 1 || p.x_stride[3] != p.cin) return false;
+  switch (p.cin) {
+    case 2: split<2>(x, n, to, stride); return true;
+    case 3: split<3>(x, n, to, stride); return true;
+    case 4: split<4>(x, n, to, stride); return true;
+    default: return false;
+  }
+}
+
+// Vector `part` of the elements of n vectors by turns, as far as vector i: b is vector i, and a vector 0, or what this
+// made of those before.
+template <int n, int part, int i, class V, size_t... I>
+INLINE V by_turns(V a, V b, std::index_sequence<I...>) {
+  constexpr int L = sizeof...(I);
+  return pick(a, b,
+              std::index_sequence<((part * L + I) % n == i ? L + (part * L + I) / n
+                                   : i == 1                ? (part * L + I) / n
+                                                           : I)...>());
+}
+// The elements of n vectors by turns.
+template <int n, class T>
+INLINE void join(const Vec<T>* v, T* to) {
+  constexpr int L = kLanes<T>;
+  unrolled<n>([&]<int part>() __attribute__((always_inline)) {
+    Vec<T> r = v[0];
+    unrolled<n - 1>([&]<int i>() __attribute__((always_inline)) {
+      r = by_turns<n, part, i + 1>(r, v[i + 1], std::make_index_sequence<L>());
+    });
+    store(to + part * L, r);
+  });
+}
+
 }  // namespace
 }  // namespace imagegen::IMAGEGEN_CAPABILITY
 #endif

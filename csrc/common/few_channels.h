@@ -45,7 +45,9 @@ class PixelStage {
       for (int64_t k = 0; k < n;) {
         const int64_t h = (first + k) / row, w = (first + k) % row, length = min(n - k, row - w);
         const S* const from = image + h * p.x_stride[2] + w * p.x_stride[3];
-        p.x_stride[1] == 1 ? fill_channels_last(stage + k, from, length) : fill_planar(stage + k, from, length);
+        if (!split_channels(p, from, length, stage + k, stride))
+          p.x_stride[1] == 1 && p.cin > 1 ? fill_channels_last(stage + k, from, length)
+                                          : fill_planar(stage + k, from, length);
         k += length;
       }
     });
@@ -201,19 +203,18 @@ class FewChannels {
     for (int co = 0; co < kCout; ++co) map[co] = channel_map<T>(p, co, 1);
     for (int64_t w = 0; w * kScale < p.out_w; w += L) {
       const int64_t n = min<int64_t>(kScale * L, p.out_w - w * kScale);
-      T line[kCout * kScale * L];  // as y has it
+      Vec<T> y[kCout * kScale];
       for (int co = 0; co < kCout; ++co) {
         Vec<T> sums[kScale] = {};
         accumulate<a>(origin + co * plane, h, w, sums);
-        T* const to = p.y_channels_last ? line + co : line + co * kScale * L;
-        for (int c = 0; c < kScale; ++c) {
-          const Vec<T> y = sums[c] * map[co].scale[0] + map[co].shift[0];
-          if (pixel * kScale == 1)
-            store(to, y);
-          else
-            for (int k = 0; k < L; ++k) to[(k * kScale + c) * pixel] = y[k];
-        }
+        for (int c = 0; c < kScale; ++c)
+          y[p.y_channels_last ? c * kCout + co : co * kScale + c] = sums[c] * map[co].scale[0] + map[co].shift[0];
       }
+      T line[kCout * kScale * L];  // as y has it
+      if (p.y_channels_last)
+        join<kCout * kScale>(y, line);
+      else
+        for (int co = 0; co < kCout; ++co) join<kScale>(y + co * kScale, line + co * kScale * L);
       dispatch_dtype<T>(p.dtype, [&]<class S>() {
         if (p.y_channels_last) return finish<S>(line, first + w * kScale * pixel, n * pixel);
         for (int co = 0; co < kCout; ++co) finish<S>(line + co * kScale * L, first + co * channel + w * kScale, n);

@@ -55,7 +55,7 @@ class FewInputs {
         for (int v = 0; v < kPanelVectors; ++v) {
           const int64_t co = panel * kPanel + v * L, n = max<int64_t>(0, min<int64_t>(L, p.cout - co));
           T taps[9][L] = {};
-          dispatch_dtype<T>(p.dtype, [&]<class S>() { gather_taps<S, 3, T>(w, co, ci, n, taps); });
+          dispatch_dtype<T>(p.dtype, [&]<class S>() { gather<S>(w, co, ci, n, taps); });
           for (int row = 0; row < 3; ++row) {
             const Vec<T> w0 = load(taps[3 * row]), w1 = load(taps[3 * row + 1]), w2 = load(taps[3 * row + 2]);
             const Vec<T> even = (w0 + w2) * T(0.5), odd = w1 * T(0.5);
@@ -64,6 +64,19 @@ class FewInputs {
               store(to + (row * kProductsOfTile + i) * kPanel + v * L, products[i]);
           }
         }
+  }
+
+  // gather_taps, by transposing whole vectors where taps lie side by side.
+  template <class S>
+  static void gather(const PackWeightParams& w, int64_t co, int64_t ci, int64_t n, T (*taps)[L]) {
+    if (n < L || w.w_stride[3] != 1 || w.w_stride[2] != 3) return gather_taps<S, 3, T>(w, co, ci, n, taps);
+    const S* const from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
+    for (int t = 0; t < 9; t += L) {
+      Vec<T> r[L];
+      UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(from + k * w.w_stride[0] + t, 9 - t);
+      transpose<T>(r);
+      UNROLL(16) for (int i = 0; i < L && t + i < 9; ++i) store(taps[t + i], r[i]);
+    }
   }
 
   void convolve(const T* tiles, const T* weights, int64_t b, int64_t h0, int64_t w0, int64_t height,
@@ -167,7 +180,7 @@ class FewInputs {
     each<R, V>([&](int i, int v) __attribute__((always_inline)) {
       const Vec<T> even = m[0][i][v] + m[1][i][v] + m[2][i][v], odd = m[1][i][v] - m[2][i][v] - m[3][i][v];
       constexpr std::make_index_sequence<L> lanes;
-      y[i][2 * v] = by_turns<0>(even, odd, lanes), y[i][2 * v + 1] = by_turns<L / 2>(even, odd, lanes);
+      y[i][2 * v] = by_turns<2, 0, 1>(even, odd, lanes), y[i][2 * v + 1] = by_turns<2, 1, 1>(even, odd, lanes);
     });
     finish<S>(to, y);
   }

@@ -8,38 +8,14 @@ namespace {
 
 constexpr int kProductsOfTile = 4;
 
-// Elements of a and b, counted through both.
-template <class V, size_t... I>
-INLINE V pick(V a, V b, std::index_sequence<I...>) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(a, b, I...);
-#else
-  typedef std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t> Mask __attribute__((vector_size(sizeof(V))));
-  return __builtin_shuffle(a, b, Mask{I...});
-#endif
-}
-// Every n-th of vectors 0 to i from element `first` on: b is vector i, and a vector 0, or what this made of those
-// before.
-template <int n, int first, int i, class V, size_t... I>
-INLINE V every_nth(V a, V b, std::index_sequence<I...>) {
-  constexpr int L = sizeof...(I);
-  return pick(a, b,
-              std::index_sequence<((n * I + first) / L == i ? L + (n * I + first) % L
-                                   : i == 1                 ? (n * I + first) % L
-                                                            : I)...>());
-}
-// a and b by turns, from element `first` of each on.
-template <int first, class V, size_t... I>
-INLINE V by_turns(V a, V b, std::index_sequence<I...>) {
-  return pick(a, b, std::index_sequence<first + I / 2 + I % 2 * sizeof...(I)...>());
-}
-
 // A band of the input as it is multiplied, in the caches: [channel][product][row][tile], with a row of halo on each
 // side. Tiles follow each other through the rows, so that no lane is idle however narrow the image.
 template <class T>
 class InputTiles {
   static constexpr int L = kLanes<T>;
   static constexpr int64_t kColumns = 16 * L, kWidth = kColumns + 4 * L;
+  // For a thread, which reads the weights from the core that ordered them: as long as it multiplies them by 40 pixels.
+  static constexpr int64_t kLeastPixels = 64;
 
   const ProductConvParams& p;
 
@@ -52,7 +28,7 @@ class InputTiles {
       : p(p),
         columns(min(p.out_w, kColumns)),
         tiles(ceil_div(columns, 2)),
-        bands(p, p.out_h, most_rows(p.cin * kProductsOfTile * tiles), 1),
+        bands(p, p.out_h, most_rows(p.cin * kProductsOfTile * tiles), ceil_div(kLeastPixels, p.out_w)),
         plane(round_up((bands.rows + 2) * tiles, L) + 3 * L) {}
 
   int64_t elements() const { return p.cin * (kProductsOfTile * plane + kWidth); }
@@ -85,9 +61,7 @@ class InputTiles {
   void read(const S* row, int64_t first, int64_t last, T* to) const {
     const int64_t pixel = p.x_stride[3], channel = p.x_stride[1], n = last - first;
     const S* const x = row + first * pixel;
-    if (channel == 1 && pixel == p.cin && p.cin == 2) return split<2>(x, n, to);
-    if (channel == 1 && pixel == p.cin && p.cin == 3) return split<3>(x, n, to);
-    if (channel == 1 && pixel == p.cin && p.cin == 4) return split<4>(x, n, to);
+    if (split_channels(p, x, n, to, kWidth)) return;
     for (int64_t c = 0; c < p.cin; ++c, to += kWidth)
       for (int64_t w = 0; w < n; w += L) {
         const S* from = x + c * channel + w * pixel;
@@ -98,20 +72,6 @@ class InputTiles {
         }
         store(to + w, load(from, n - w), n - w);
       }
-  }
-
-  // From channels side by side: a fifth of the time from three channels to 32.
-  template <int kCin, class S>
-  static void split(const S* x, int64_t n, T* to) {
-    for (int64_t w = 0; w < n; w += L) {
-      Vec<T> v[kCin];
-      for (int i = 0; i < kCin; ++i) v[i] = load(x + w * kCin + i * L, max<int64_t>(0, (n - w) * kCin - i * L));
-      unrolled<kCin>([&]<int c>() {
-        Vec<T> r = v[0];
-        unrolled<kCin - 1>([&]<int i>() { r = every_nth<kCin, c, i + 1>(r, v[i + 1], std::make_index_sequence<L>()); });
-        store(to + c * kWidth + w, r, n - w);
-      });
-    }
   }
 
   // What is written behind a row is written again with the next.
