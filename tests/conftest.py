@@ -18,7 +18,8 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 from imagegen import _library, output_cache
 
-M_PERTURB = -6  # of glibc's mallopt: fill what malloc gives out with the complement of this byte
+# Of glibc's mallopt: fill what malloc gives out with the complement of this byte; take so many bytes from the system.
+M_PERTURB, M_MMAP_THRESHOLD = -6, -3
 
 
 def pytest_configure(config):
@@ -30,10 +31,12 @@ def pytest_configure(config):
 def poisoned_memory(monkeypatch):
     """Fill uninitialised tensors with NaN, those of C++ empty_like included, so that an unwritten element shows.
 
-    Memory past torch's own fill is 3.4e38; that of outputs that are gone, which may hold the right result, is not used.
+    Memory past torch's own fill, as outputs are, is 3.4e38, up to 32 MB, beyond which malloc takes it from the system;
+    that of outputs that are gone, which may hold the right result, is not used.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_PERTURB, 0x80)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
     limit = output_cache.limit()
     output_cache.set_limit(0)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

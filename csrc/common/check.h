@@ -79,9 +79,9 @@ inline void check_same_device(const char* op, const char* argument, const Tensor
                  ", got ", device_string(t));
 }
 
-inline void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& shape,
-                        const Tensor& x) {
-  IMAGEGEN_CHECK(shape_of(t) == shape, op, ": ", argument, " must have shape ", shape_string(shape), " to match x ",
+inline void check_shape(const char* op, const char* argument, const Tensor& t,
+                        torch::headeronly::IntHeaderOnlyArrayRef shape, const Tensor& x) {
+  IMAGEGEN_CHECK(t.sizes() == shape, op, ": ", argument, " must have shape ", shape_string(shape.vec()), " to match x ",
                  shape_string(x), ", got ", shape_string(t));
 }
 

@@ -64,28 +64,19 @@ Tensor in_kept_memory(Tensor t) {
 
 Tensor new_output(const Tensor& x, const std::vector<int64_t>& size, ScalarType dtype, bool channels_last) {
   const int64_t dims = size.size();
-  std::vector<int64_t> stride(dims), as_stored(dims);
+  std::vector<int64_t> stride(dims);
   int64_t dense = 1;
   for (int64_t i = 0; i < dims; ++i) {
     const int64_t d = !channels_last ? dims - 1 - i : i == 0 ? 1 : i == dims - 1 ? 0 : dims - i;  // innermost first
-    as_stored[dims - 1 - i] = size[d];
     stride[d] = dense, dense *= std::max<int64_t>(size[d], 1);
   }
   const Geometry g{dims, size.data(), stride.data(), dtype};
   const size_t bytes = dense * aoti_torch_dtype_element_size(g.dtype_code());
   if (keeps(bytes)) return make_kept(g, bytes);
-  // Not aoti_torch_empty_strided, which does not fill with NaN where that is asked of uninitialised memory, as tests
-  // do.
-  int32_t code = g.dtype_code();
-  AtenTensorHandle made, viewed;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_aten_new_empty(x.get(), as_stored.data(), dims, &code, nullptr, nullptr, 0, nullptr, &made));
-  Tensor t(made);
-  if (channels_last) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(made, dims, g.size, g.stride, 0, &viewed));
-    t = Tensor(viewed);
-  }
-  return bytes < kSmallestKept ? t : prepared(t, bytes);
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, g.size, g.stride, g.dtype_code(), aoti_torch_device_type_cpu(),
+                                                  x.get_device_index(), &made));
+  return bytes < kSmallestKept ? Tensor(made) : prepared(Tensor(made), bytes);
 }
 
 }  // namespace imagegen

@@ -12,7 +12,7 @@ torch::stable::Tensor in_kept_memory(torch::stable::Tensor t);
 
 // An uninitialised CPU tensor like x but for size and dtype, contiguous or channels_last, in kept memory if it is
 // large. torch::stable::empty looks its operator up by name, which takes a microsecond, and ten where the caches have
-// forgotten that code.
+// forgotten that code; aoti_torch_aten_new_empty takes twice as long as what is called here.
 torch::stable::Tensor new_output(const torch::stable::Tensor& x, const std::vector<int64_t>& size,
                                  torch::headeronly::ScalarType dtype, bool channels_last);
 
