@@ -84,10 +84,8 @@ struct InnermostGroupNorm : GroupNorm<S> {
     for (int64_t c = 0; c < padded; c += L) store(s.pivot + c, load(s.pivot + c) / T(sample));
     for_tiles(b, begin, begin + n, [&](const S* x, const S*, int64_t, int64_t m, int64_t stride, int64_t) {
       int64_t c = 0;
-      for (; c + kWide * L <= p.channels; c += kWide * L)
-        add_pixels<kWide>(x + c, m, stride, kWide * L, s.pivot + c, s.sums + c, s.squares + c);
-      for (; c < p.channels; c += L)
-        add_pixels<1>(x + c, m, stride, p.channels - c, s.pivot + c, s.sums + c, s.squares + c);
+      for (; c + kWide * L <= p.channels; c += kWide * L) add_pixels<kWide>(x, c, m, stride, kWide * L, s);
+      for (; c < p.channels; c += L) add_pixels<1>(x, c, m, stride, p.channels - c, s);
     });
   }
 
@@ -109,23 +107,25 @@ struct InnermostGroupNorm : GroupNorm<S> {
     }
   }
 
-  // kVectors vectors of channels, the last of them `channels` wide, over m pixels.
+  // kVectors vectors of channels from c on, the last of them `channels` wide, over a tile of m pixels. What is read
+  // soon is asked for line by line: in the order of the sums, which hop from pixel to pixel, 256 channels and more
+  // would take 1.2x the time from memory.
   template <int kVectors>
-  INLINE static void add_pixels(const S* x, int64_t m, int64_t stride, int64_t channels, const T* pivot, T* sums,
-                                T* squares) {
+  INLINE static void add_pixels(const S* tile, int64_t c, int64_t m, int64_t stride, int64_t channels,
+                                const ChannelSums& to) {
+    const S *x = tile + c, *soon = tile + m * c + kAheadOfSums;
     Vec<T> about[kVectors], s[kVectors], q[kVectors];
     for (int j = 0; j < kVectors; ++j)
-      about[j] = load(pivot + j * L), s[j] = load(sums + j * L), q[j] = load(squares + j * L);
-    for (int64_t i = 0; i < m; ++i) {
+      about[j] = load(to.pivot + c + j * L), s[j] = load(to.sums + c + j * L), q[j] = load(to.squares + c + j * L);
+    for (int64_t i = 0; i < m; ++i, x += stride, soon += kVectors * L) {
       UNROLL(8)
       for (int j = 0; j < kVectors; ++j) {
-        __builtin_prefetch(x + j * L + kAheadOfSums);
+        __builtin_prefetch(soon + j * L);
         const Vec<T> d = (kVectors > 1 ? load(x + j * L) : load(x, channels)) - about[j];
         s[j] += d, q[j] += d * d;
       }
-      x += stride;
     }
-    for (int j = 0; j < kVectors; ++j) store(sums + j * L, s[j]), store(squares + j * L, q[j]);
+    for (int j = 0; j < kVectors; ++j) store(to.sums + c + j * L, s[j]), store(to.squares + c + j * L, q[j]);
   }
 
   template <Activation A>
@@ -135,28 +135,32 @@ struct InnermostGroupNorm : GroupNorm<S> {
     for_tiles(b, begin, end, [&](const S* x, const S* grad, int64_t, int64_t m, int64_t x_stride, int64_t grad_stride) {
       int64_t c = 0;
       for (; c + kWideGradient * L <= p.channels; c += kWideGradient * L)
-        add_gradient_pixels<A, kWideGradient>(x + c, grad + c, m, x_stride, grad_stride, L, b * padded + c, sums + c);
+        add_gradient_pixels<A, kWideGradient>(b, x, grad, c, m, x_stride, grad_stride, L, sums);
       for (; c < p.channels; c += L)
-        add_gradient_pixels<A, 1>(x + c, grad + c, m, x_stride, grad_stride, p.channels - c, b * padded + c, sums + c);
+        add_gradient_pixels<A, 1>(b, x, grad, c, m, x_stride, grad_stride, p.channels - c, sums);
     });
   }
 
   template <Activation A, int kVectors>
-  INLINE void add_gradient_pixels(const S* x, const S* grad, int64_t m, int64_t x_stride, int64_t grad_stride,
-                                  int64_t channels, int64_t coefficient, T* sums) const {
+  INLINE void add_gradient_pixels(int64_t b, const S* x_tile, const S* grad_tile, int64_t c, int64_t m,
+                                  int64_t x_stride, int64_t grad_stride, int64_t channels, T* sums) const {
+    const S *x = x_tile + c, *x_soon = x_tile + m * c + kAheadOfSums;
+    const S *grad = grad_tile + c, *grad_soon = grad_tile + m * c + kAheadOfSums;
+    sums += c;
     Vec<T> dz[kVectors], dz_d[kVectors];
     for (int j = 0; j < kVectors; ++j) dz[j] = load(sums + j * L), dz_d[j] = load(sums + padded + j * L);
     for (int64_t i = 0; i < m; ++i, x += x_stride, grad += grad_stride) {
       UNROLL(8)
       for (int j = 0; j < kVectors; ++j) {
-        const auto kc = neighbours<false>(k, coefficient + j * L);
-        __builtin_prefetch(x + j * L + kAheadOfSums);
-        __builtin_prefetch(grad + j * L + kAheadOfSums);
+        const auto kc = neighbours<false>(k, b * padded + c + j * L);
+        __builtin_prefetch(x_soon + j * L);
+        __builtin_prefetch(grad_soon + j * L);
         if constexpr (kVectors > 1)
           this->template add_gradient<A>(load(x + j * L), load(grad + j * L), kc, dz[j], dz_d[j]);
         else
           this->template add_gradient<A>(load(x, channels), load(grad, channels), kc, dz[j], dz_d[j]);
       }
+      x_soon += kVectors * L, grad_soon += kVectors * L;
     }
     for (int j = 0; j < kVectors; ++j) store(sums + j * L, dz[j]), store(sums + padded + j * L, dz_d[j]);
   }
