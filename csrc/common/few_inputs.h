@@ -54,28 +54,34 @@ class FewInputs {
       for (int64_t ci = 0; ci < p.cin; ++ci, to += kWeights)
         for (int v = 0; v < kPanelVectors; ++v) {
           const int64_t co = panel * kPanel + v * L, n = max<int64_t>(0, min<int64_t>(L, p.cout - co));
-          T taps[9][L] = {};
-          dispatch_dtype<T>(p.dtype, [&]<class S>() { gather<S>(w, co, ci, n, taps); });
-          for (int row = 0; row < 3; ++row) {
-            const Vec<T> w0 = load(taps[3 * row]), w1 = load(taps[3 * row + 1]), w2 = load(taps[3 * row + 2]);
+          Vec<T> taps[9];
+          dispatch_dtype<T>(p.dtype, [&]<class S>() __attribute__((always_inline)) { gather<S>(w, co, ci, n, taps); });
+          UNROLL(3) for (int row = 0; row < 3; ++row) {
+            const Vec<T> w0 = taps[3 * row], w1 = taps[3 * row + 1], w2 = taps[3 * row + 2];
             const Vec<T> even = (w0 + w2) * T(0.5), odd = w1 * T(0.5);
             const Vec<T> products[kProductsOfTile] = {w0, even + odd, even - odd, w2};
+            UNROLL(4)
             for (int i = 0; i < kProductsOfTile; ++i)
-              store(to + (row * kProductsOfTile + i) * kPanel + v * L, products[i]);
+                store(to + (row * kProductsOfTile + i) * kPanel + v * L, products[i]);
           }
         }
   }
 
   // gather_taps, by transposing whole vectors where taps lie side by side.
   template <class S>
-  static void gather(const PackWeightParams& w, int64_t co, int64_t ci, int64_t n, T (*taps)[L]) {
-    if (n < L || w.w_stride[3] != 1 || w.w_stride[2] != 3) return gather_taps<S, 3, T>(w, co, ci, n, taps);
+  static INLINE void gather(const PackWeightParams& w, int64_t co, int64_t ci, int64_t n, Vec<T> (&taps)[9]) {
+    if (n < L || w.w_stride[3] != 1 || w.w_stride[2] != 3) {
+      T part[9][L] = {};
+      gather_taps<S, 3, T>(w, co, ci, n, part);
+      UNROLL(9) for (int t = 0; t < 9; ++t) taps[t] = load(part[t]);
+      return;
+    }
     const S* const from = static_cast<const S*>(w.w) + co * w.w_stride[0] + ci * w.w_stride[1];
-    for (int t = 0; t < 9; t += L) {
+    UNROLL(5) for (int t = 0; t < 9; t += L) {
       Vec<T> r[L];
       UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(from + k * w.w_stride[0] + t, 9 - t);
       transpose<T>(r);
-      UNROLL(16) for (int i = 0; i < L && t + i < 9; ++i) store(taps[t + i], r[i]);
+      UNROLL(16) for (int i = 0; i < L && t + i < 9; ++i) taps[t + i] = r[i];
     }
   }
 
