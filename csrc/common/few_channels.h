@@ -7,12 +7,6 @@
 #pragma once
 #include "direct_conv.h"
 
-namespace imagegen {
-
-constexpr int64_t kFewChannels = 4;
-
-}  // namespace imagegen
-
 #ifdef IMAGEGEN_CAPABILITY
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
@@ -45,9 +39,7 @@ class PixelStage {
       for (int64_t k = 0; k < n;) {
         const int64_t h = (first + k) / row, w = (first + k) % row, length = min(n - k, row - w);
         const S* const from = image + h * p.x_stride[2] + w * p.x_stride[3];
-        if (!split_channels(p, from, length, stage + k, stride))
-          p.x_stride[1] == 1 && p.cin > 1 ? fill_channels_last(stage + k, from, length)
-                                          : fill_planar(stage + k, from, length);
+        if (!split_channels(p, from, length, stage + k, stride)) fill_planar(stage + k, from, length);
         k += length;
       }
     });
@@ -55,28 +47,6 @@ class PixelStage {
   }
 
  private:
-  template <class S>
-  void fill_channels_last(T* to, const S* from, int64_t n) const {
-    for (int64_t w = 0; w < n; w += L)
-      for (int64_t c = 0; c < p.cin; c += L) {
-        const int64_t count = min<int64_t>(L, n - w);
-        const S* const x = from + w * p.x_stride[3] + c;
-        Vec<T> r[L];
-        if (count == L && p.cin - c >= L) {
-          UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(x + k * p.x_stride[3]);
-          transpose<T>(r);
-          UNROLL(16) for (int k = 0; k < L; ++k) store(to + (c + k) * stride + w, r[k]);
-        } else {
-          Vec<T> part[L] = {};
-          for (int k = 0; k < count; ++k) part[k] = load(x + k * p.x_stride[3], p.cin - c);
-          std::memcpy(r, part, sizeof(r));
-          transpose<T>(r);
-          std::memcpy(part, r, sizeof(r));
-          for (int k = 0; k < min<int64_t>(L, p.cin - c); ++k) store(to + (c + k) * stride + w, part[k], count);
-        }
-      }
-  }
-
   template <class S>
   void fill_planar(T* to, const S* from, int64_t n) const {
     constexpr int kAhead = 4;  // planes lie far apart, which no prefetcher foresees
@@ -216,8 +186,9 @@ class FewChannels {
       else
         for (int co = 0; co < kCout; ++co) join<kScale>(y + co * kScale, line + co * kScale * L);
       dispatch_dtype<T>(p.dtype, [&]<class S>() {
-        if (p.y_channels_last) return finish<S>(line, first + w * kScale * pixel, n * pixel);
-        for (int co = 0; co < kCout; ++co) finish<S>(line + co * kScale * L, first + co * channel + w * kScale, n);
+        if (p.y_channels_last) return finish_run<S>(p, line, first + w * kScale * pixel, n * pixel);
+        for (int co = 0; co < kCout; ++co)
+          finish_run<S>(p, line + co * kScale * L, first + co * channel + w * kScale, n);
       });
     }
   }
@@ -247,17 +218,6 @@ class FewChannels {
         });
       }
     });
-  }
-
-  // n sums that lie side by side in y, from element `first` on.
-  template <class S>
-  void finish(const T* line, int64_t first, int64_t n) const {
-    for (int64_t k = 0; k < n; k += L) {
-      Vec<T> y = load(line + k);
-      if (p.residual) y += load(static_cast<const S*>(p.residual) + first + k, n - k);
-      if (p.activation != Activation::linear) activate_all<T>(p.activation, &y, 1);
-      store(static_cast<S*>(p.y) + first + k, y, n - k);
-    }
   }
 };
 

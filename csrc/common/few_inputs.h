@@ -12,7 +12,8 @@
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-// Lanes are output channels in channels_last and tiles in planes, so that every vector is stored as it is.
+// Lanes are output channels in channels_last and tiles in planes, so that every vector is stored as it is. Channels
+// that fill no more than half a vector are convolved as planes and joined: half the time.
 template <class T>
 class FewInputs {
   static constexpr int L = kLanes<T>, kPanel = kPanelVectors * L;
@@ -20,6 +21,7 @@ class FewInputs {
   // of the other side, by V vectors of it.
   static constexpr int kWeights = 3 * kProductsOfTile * kPanel;  // of an input channel
   static constexpr int kSums = kVectorBytes == 64 ? 6 : 3, kVectors = kVectorBytes == 64 ? 2 : 1;
+  static constexpr int kJoined = L / 2;
 
   const ProductConvParams& p;
   const InputTiles<T> input;
@@ -62,7 +64,7 @@ class FewInputs {
             const Vec<T> products[kProductsOfTile] = {w0, even + odd, even - odd, w2};
             UNROLL(4)
             for (int i = 0; i < kProductsOfTile; ++i)
-                store(to + (row * kProductsOfTile + i) * kPanel + v * L, products[i]);
+              store(to + (row * kProductsOfTile + i) * kPanel + v * L, products[i]);
           }
         }
   }
@@ -92,8 +94,11 @@ class FewInputs {
     const int64_t length = joined ? height * 2 * input.tiles : width;
     dispatch_dtype<T>(p.dtype, [&]<class S>() {
       for (int64_t h = 0; h < height; h += joined ? height : 1, tiles += input.tiles)
-        p.y_channels_last ? convolve_pixels<S>(tiles, weights, b, h0 + h, w0, length)
-                          : convolve_planes<S>(tiles, weights, b, h0 + h, w0, length);
+        if (p.y_channels_last)
+          p.cout <= kJoined ? convolve_joined<S>(tiles, weights, b, h0 + h, w0, length)
+                            : convolve_pixels<S>(tiles, weights, b, h0 + h, w0, length);
+        else
+          convolve_planes<S>(tiles, weights, b, h0 + h, w0, length);
     });
   }
 
@@ -126,6 +131,34 @@ class FewInputs {
           for (int64_t c = 0; c < channels; c += kSums / V)
             planes<S, V>(tiles + x / 2, weights + c, c0 + c,
                          {at + c * plane, plane, channels - c, length - x, width, column});
+        }
+      };
+      if constexpr (kVectors == 2) convolve.template operator()<2>();
+      convolve.template operator()<1>();
+    }
+  }
+
+  // `length` pixels from (h, w) on, side by side in y, of more than kFewChannels and at most kJoined channels.
+  template <class S>
+  void convolve_joined(const T* tiles, const T* weights, int64_t b, int64_t h, int64_t w, int64_t length) const {
+    if constexpr (kJoined > kFewChannels) {
+      const int64_t first = ((b * p.out_h + h) * p.out_w + w) * p.cout;
+      int64_t x = 0;
+      const auto convolve = [&]<int V>() {
+        constexpr int kPixels = 2 * V * L;
+        T planes[(kJoined + kSums) * kPixels], line[kJoined * L];
+        for (; length - x > kPixels - 2 * L; x += kPixels) {
+          for (int64_t c = 0; c < p.cout; c += kSums / V)
+            plane_sums<V>(tiles + x / 2, weights + c, c, p.cout - c, planes + c * kPixels);
+          for (int64_t k = 0; k < min<int64_t>(kPixels, length - x); k += L) {
+            Vec<T> y[kJoined];
+            for (int64_t c = 0; c < p.cout; ++c) y[c] = load(planes + c * kPixels + k);
+            unrolled<kJoined - kFewChannels>([&]<int i>() {
+              constexpr int n = kFewChannels + 1 + i;
+              if (p.cout == n) join<n>(y, line);
+            });
+            finish_run<S>(p, line, first + (x + k) * p.cout, min<int64_t>(L, length - x - k) * p.cout);
+          }
         }
       };
       if constexpr (kVectors == 2) convolve.template operator()<2>();
@@ -169,12 +202,29 @@ class FewInputs {
     finish<S>(to, y);
   }
 
-  // V vectors of tiles of some channels from c on.
+  // V vectors of tiles of kSums / V channels from c on, as y has them.
   template <class S, int V>
   NOINLINE void planes(const T* x, const T* u, int64_t c, const Block& to) const {
+    Vec<T> y[kSums / V][2 * V];
+    multiply_planes<V>(x, u, c, to.n, y);
+    finish<S>(to, y);
+  }
+
+  // The same into memory, [channel][pixel].
+  template <int V>
+  NOINLINE void plane_sums(const T* x, const T* u, int64_t c, int64_t n, T* to) const {
+    Vec<T> y[kSums / V][2 * V];
+    multiply_planes<V>(x, u, c, n, y);
+    each<kSums / V, 2 * V>([&](int i, int v)
+                               __attribute__((always_inline)) { store(to + (2 * V * i + v) * L, y[i][v]); });
+  }
+
+  // The same, of n channels left.
+  template <int V>
+  INLINE void multiply_planes(const T* x, const T* u, int64_t c, int64_t n, Vec<T> (&y)[kSums / V][2 * V]) const {
     constexpr int R = kSums / V;
     Vec<T> bias[(R + L - 1) / L];
-    UNROLL(2) for (int i = 0; i < R; i += L) bias[i / L] = channel_map<T>(p, c + i, to.n - i).shift;
+    UNROLL(2) for (int i = 0; i < R; i += L) bias[i / L] = channel_map<T>(p, c + i, n - i).shift;
     Vec<T> m[kProductsOfTile][R][V];
     each<R, V>([&](int i, int v) __attribute__((always_inline)) {
       m[0][i][v] = m[2][i][v] = m[3][i][v] = Vec<T>{}, m[1][i][v] = broadcast(bias[i / L][i % L]);
@@ -182,13 +232,11 @@ class FewInputs {
     for_rows(x, [&](const T* tiles) __attribute__((always_inline)) {
       UNROLL(4) for (int i = 0; i < kProductsOfTile; ++i, u += kPanel) add(tiles + i * input.plane, u, m[i]);
     });
-    Vec<T> y[R][2 * V];
     each<R, V>([&](int i, int v) __attribute__((always_inline)) {
       const Vec<T> even = m[0][i][v] + m[1][i][v] + m[2][i][v], odd = m[1][i][v] - m[2][i][v] - m[3][i][v];
       constexpr std::make_index_sequence<L> lanes;
       y[i][2 * v] = by_turns<2, 0, 1>(even, odd, lanes), y[i][2 * v + 1] = by_turns<2, 1, 1>(even, odd, lanes);
     });
-    finish<S>(to, y);
   }
 
   // f(tiles) of every row that the kernel reads, of every channel.

@@ -32,8 +32,9 @@ def conv2d(
 
     On CPU it is Winograd's F(4x4, 3x3), 2.25 multiplications per output pixel and pair of channels instead of 9, or
     F(2x2, 3x3), 4 instead of 9: where its smaller tiles take fewer, in images up to about 8x8, and for bfloat16 on
-    machines with bfloat16 dot products. From at most six channels, and from seven or eight to 9 to 32, it is F(2, 3)
-    along the rows alone, 6 multiplications; to at most four channels it is direct.
+    machines with bfloat16 dot products. From at most six channels, from seven or eight to 9 to 32, and with AVX-512
+    from up to twelve to at most eight, it is F(2, 3) along the rows alone, 6 multiplications; to at most four channels
+    it is direct.
     `imagegen.info(verbose=True)` names the choice for some shapes. float32 errs by about 3e-6.
 
     Args:

@@ -13,9 +13,9 @@ INLINE auto with_algorithm(ConvAlgorithm algorithm, const F& f) {
 
 // Where transforms in two dimensions would cost more than they save: few_inputs.h takes 0.6 of the time of F(4,3) from
 // four channels to 320, from six 0.7 in planes and as long in channels_last; from eight to 32 0.6 in planes and 1.1 in
-// channels_last, to more about as long, to eight, which fill half a vector, 0.5 and 1.3.
+// channels_last, to more about as long; from twelve to eight, which fill half a vector, 0.4 in planes.
 bool is_few_inputs(int64_t cin, int64_t cout) {
-  return cin <= 6 || (cin <= 8 && cout > 8 && cout <= 32);
+  return cin <= 6 || (cin <= 8 && cout > 8 && cout <= 32) || (cin <= 12 && cout <= kLanes<float> / 2);
 }
 
 }  // namespace
