@@ -83,7 +83,7 @@ class FewInputs {
       Vec<T> r[L];
       UNROLL(16) for (int k = 0; k < L; ++k) r[k] = load(from + k * w.w_stride[0] + t, 9 - t);
       transpose<T>(r);
-      UNROLL(16) for (int i = 0; i < L && t + i < 9; ++i) taps[t + i] = r[i];
+      UNROLL(16) for (int i = 0; i < L; ++i) if (t + i < 9) taps[t + i] = r[i];
     }
   }
 
