@@ -16,7 +16,8 @@ WINOGRAD = 2e-5  # the bound of the numeric contract; 1e-6 to 4e-6 is what it ta
 
 # (B, C, Cout, H, W): size 1, primes, powers of two and their neighbours; either side of few channels, of panels and of
 # pairs; images of either algorithm's tiles, and less than one of them; of few channels, more rows and columns than are
-# staged at a time, rows of one vector and of a part of one; to half a vector of channels, even rows and odd.
+# staged at a time, rows of one vector and of a part of one, odd rows joined; to half a vector of channels, even rows
+# and odd.
 SHAPES = [
     (1, 1, 1, 1, 1),
     (2, 19, 35, 5, 7),
@@ -35,6 +36,7 @@ SHAPES = [
     (3, 1, 19, 7, 16),
     (2, 12, 8, 5, 37),
     (1, 8, 7, 6, 34),
+    (2, 3, 34, 9, 65),
     (1, 3, 5, 11, 6),
     (1, 600, 2, 9, 7),
     (2, 21, 1, 30, 45),
