@@ -1,4 +1,5 @@
-// What the direct convolutions share: how rows are dealt out, and the map of the input that they staged.
+// What the direct convolutions share: how rows are dealt out, how channels that lie side by side are split into planes
+// and joined again, the map of the input that they staged, and the end of a run of sums.
 #pragma once
 #include "product_conv.h"
 
