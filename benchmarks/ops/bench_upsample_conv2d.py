@@ -40,9 +40,9 @@ NOTE = (
     "FLOP: the plain count, 36 multiply-adds per low-resolution pixel, Ci and Co. The roofline counts what a provider "
     "really makes: 36, `fold` 16, `imagegen` 81 per 4x4 low-resolution pixels (5.06 each) from 24x24 on, below 25 per "
     "2x2 (6.25 each; in bfloat16 everywhere), 9 to at most four channels, `imagegen-cuda` 9, `imagegen-triton` 16. A "
-    "backward counts twice a forward. `fold` is one "
-    "ConvTranspose2d (kernel 4, stride 2, padding 1), its weights folded once before the clock starts, in training "
-    "too. In forward+backward the weights are touched before every call, as an optimiser would."
+    "backward counts twice a forward. `fold` is one ConvTranspose2d (kernel 4, stride 2, padding 1), its weights "
+    "folded once before the clock starts, in training too. In forward+backward the weights are touched before every "
+    "call, as an optimiser would."
 )
 
 

@@ -66,6 +66,12 @@ ConvAlgorithm choose_tiles(const ConvShape& s) {
   return large ? ConvAlgorithm::large_tiles : ConvAlgorithm::small_tiles;
 }
 
+// f.template operator()<Alg>() of the tables that were chosen.
+template <class Small, class Large, class F>
+INLINE auto with_tiles(ConvAlgorithm algorithm, const F& f) {
+  return algorithm == ConvAlgorithm::large_tiles ? f.template operator()<Large>() : f.template operator()<Small>();
+}
+
 template <class Alg, class E>
 int64_t packed_elements(int64_t cin, int64_t cout) {
   constexpr int kPanel = kPanelVectors * kLanes<typename E::T>;

@@ -14,9 +14,7 @@ struct ConvTranspose2dTables {
   // Calls f.template operator()<Alg>().
   template <class F>
   static auto with(int64_t kernel, ConvAlgorithm algorithm, const F& f) {
-    if (algorithm == ConvAlgorithm::large_tiles)
-      return kernel == 4 ? f.template operator()<FourF4>() : f.template operator()<ThreeF4>();
-    return kernel == 4 ? f.template operator()<FourF2>() : f.template operator()<ThreeF2>();
+    return kernel == 4 ? with_tiles<FourF2, FourF4>(algorithm, f) : with_tiles<ThreeF2, ThreeF4>(algorithm, f);
   }
 };
 

@@ -5,12 +5,6 @@
 namespace imagegen::IMAGEGEN_CAPABILITY {
 namespace {
 
-template <class F>
-INLINE auto with_algorithm(ConvAlgorithm algorithm, const F& f) {
-  return algorithm == ConvAlgorithm::large_tiles ? f.template operator()<WinogradF4>()
-                                                 : f.template operator()<WinogradF2>();
-}
-
 // Where transforms in two dimensions would cost more than they save: few_inputs.h takes 0.6 of the time of F(4,3) from
 // four channels to 320, from six 0.7 in planes and as long in channels_last; from eight to 32 0.6 in planes and 1.1 in
 // channels_last, to more about as long; from twelve to eight, which fill half a vector, 0.4 in planes.
@@ -26,11 +20,11 @@ ConvAlgorithm conv2d_algorithm_kernel(const ConvShape& s) {
 }
 
 void conv2d_kernel(ConvAlgorithm algorithm, const ProductConvParams& p) {
-  with_algorithm(algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
+  with_tiles<WinogradF2, WinogradF4>(algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
 }
 
 int64_t conv2d_pack_kernel(ConvAlgorithm algorithm, const PackWeightParams& p) {
-  return with_algorithm(algorithm, [&]<class Alg>() { return product_conv_pack<Alg>(p); });
+  return with_tiles<WinogradF2, WinogradF4>(algorithm, [&]<class Alg>() { return product_conv_pack<Alg>(p); });
 }
 
 }  // namespace imagegen::IMAGEGEN_CAPABILITY

@@ -3,22 +3,13 @@
 #include "ops/upsample_conv2d_products.h"
 
 namespace imagegen::IMAGEGEN_CAPABILITY {
-namespace {
-
-template <class F>
-INLINE auto with_algorithm(ConvAlgorithm algorithm, const F& f) {
-  return algorithm == ConvAlgorithm::large_tiles ? f.template operator()<UpsampleForward4>()
-                                                 : f.template operator()<UpsampleForward2>();
-}
-
-}  // namespace
 
 ConvAlgorithm upsample_conv2d_algorithm_kernel(const ConvShape& s) {
   return s.cout <= kFewChannels ? ConvAlgorithm::direct : choose_tiles<UpsampleForward2, UpsampleForward4>(s);
 }
 
 void upsample_conv2d_kernel(ConvAlgorithm algorithm, const ProductConvParams& p) {
-  with_algorithm(algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
+  with_tiles<UpsampleForward2, UpsampleForward4>(algorithm, [&]<class Alg>() { product_conv<Alg>(p); });
 }
 
 void upsample_conv2d_backward_input_kernel(const ProductConvParams& p) {
@@ -26,7 +17,8 @@ void upsample_conv2d_backward_input_kernel(const ProductConvParams& p) {
 }
 
 int64_t upsample_conv2d_pack_kernel(ConvAlgorithm algorithm, const PackWeightParams& p) {
-  return with_algorithm(algorithm, [&]<class Alg>() { return product_conv_pack<Alg>(p); });
+  return with_tiles<UpsampleForward2, UpsampleForward4>(algorithm,
+                                                        [&]<class Alg>() { return product_conv_pack<Alg>(p); });
 }
 
 int64_t upsample_conv2d_backward_input_pack_kernel(const PackWeightParams& p) {
